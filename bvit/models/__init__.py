@@ -1,0 +1,65 @@
+"""The classifiers that are compared: one table of names, and `create`."""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import flax.linen as nn
+
+from bvit.models.vit import VisionTransformer
+
+# Widths and heads of tiny and small: DeiT (Touvron et al. 2021); of base and large: Dosovitskiy et
+# al. 2021, table 1.
+_tiny = partial(VisionTransformer, width=192, depth=12, num_heads=3)
+_small = partial(VisionTransformer, width=384, depth=12, num_heads=6)
+_base = partial(VisionTransformer, width=768, depth=12, num_heads=12)
+_large = partial(VisionTransformer, width=1024, depth=24, num_heads=16)
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "vit_tiny_patch16_224": partial(_tiny, patch_size=16),
+    "vit_tiny_patch32_224": partial(_tiny, patch_size=32),
+    "vit_small_patch16_224": partial(_small, patch_size=16),
+    "vit_small_patch32_224": partial(_small, patch_size=32),
+    "vit_base_patch16_224": partial(_base, patch_size=16),
+    "vit_base_patch32_224": partial(_base, patch_size=32),
+    "vit_large_patch16_224": partial(_large, patch_size=16),
+    "vit_large_patch32_224": partial(_large, patch_size=32),
+}
+
+
+def create(name: str, *, num_classes: int = 1000, **overrides) -> nn.Module:
+    """A model by name, not yet initialised.
+
+    Args:
+      name: a key of `MODELS`.
+      num_classes: logits for each image.
+      **overrides: other fields of the module: `dtype` (what it computes in) on every model; for a
+        ViT `image_size`, `patch_size`, `width`, `depth`, … (`VisionTransformer` has the list).
+
+    Returns:
+      A Linen module: `model.init(key, images, train=False)`, then
+      `model.apply(variables, images, train=False)` on normalised images [n, h, w, 3] gives float32
+      logits [n, num_classes].
+
+    Raises:
+      ValueError: no such model, no such override, or values that do not fit together.
+    """
+    if name not in MODELS:
+        raise ValueError(f"no model is called {name!r}; {_suggest(name, MODELS)}")
+    constructor = MODELS[name]
+    # Linen adds `parent` and `name` to every module; they are not the caller's to set.
+    fields = {f.name for f in dataclasses.fields(constructor.func)} - {"parent", "name"}
+    for override in overrides:
+        if override not in fields:
+            raise ValueError(f"{name} has no option {override!r}; {_suggest(override, fields)}")
+    return constructor(num_classes=num_classes, **overrides)
+
+
+def _suggest(wrong: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(wrong, names)
+    return (
+        f"did you mean {' or '.join(close)}?"
+        if close
+        else f"choose from {', '.join(sorted(names))}."
+    )

@@ -1,0 +1,59 @@
+"""The table of models: exact parameter counts for every row, and clear refusals."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from bvit import models
+
+# The published figures: timm for the ViTs (results-imagenet.csv, and its models' own counts).
+PARAMETERS = {
+    "vit_tiny_patch16_224": 5_717_416,
+    "vit_tiny_patch32_224": 6_131_560,
+    "vit_small_patch16_224": 22_050_664,
+    "vit_small_patch32_224": 22_878_952,
+    "vit_base_patch16_224": 86_567_656,
+    "vit_base_patch32_224": 88_224_232,
+    "vit_large_patch16_224": 304_326_632,
+    "vit_large_patch32_224": 306_535_400,
+}
+
+
+def test_every_row_has_a_known_parameter_count():
+    assert set(models.MODELS) == set(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", sorted(models.MODELS))
+def test_parameter_count(name):
+    model = models.create(name)
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(variables["params"])]
+    assert sum(math.prod(shape) for shape in shapes) == PARAMETERS[name]
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", sorted(models.MODELS))
+def test_logits_are_float32_in_bfloat16_compute(name):
+    model = models.create(name, num_classes=7, dtype=jnp.bfloat16)
+    images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+    logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+    assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+def test_unknown_name_is_refused_with_a_suggestion():
+    with pytest.raises(ValueError, match="did you mean .*vit_tiny_patch16_224"):
+        models.create("vit_tiny_patch16")
+
+
+def test_unknown_override_is_refused_with_a_suggestion():
+    with pytest.raises(ValueError, match="no option 'patchsize'; did you mean patch_size"):
+        models.create("vit_tiny_patch16_224", patchsize=8)
+
+
+def test_linen_fields_are_not_overrides():
+    with pytest.raises(ValueError, match="no option 'parent'"):
+        models.create("vit_tiny_patch16_224", parent=None)

@@ -1,0 +1,191 @@
+"""The Vision Transformer against a float64 NumPy one, its options, and its refusals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import erf
+
+from bvit.models.vit import VisionTransformer
+
+TINY = {
+    "num_classes": 5,
+    "image_size": 16,
+    "patch_size": 4,
+    "width": 12,
+    "depth": 2,
+    "num_heads": 3,
+}
+
+
+def images(n=2, size=16, seed=0):
+    return jax.random.normal(jax.random.key(seed), (n, size, size, 3))
+
+
+def randomised(model, x, seed=1):
+    """Variables with every parameter drawn at random, so that none hides behind a zero."""
+    variables = jax.jit(model.init)(jax.random.key(seed), x)
+    leaves, tree = jax.tree.flatten(variables)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    drawn = [
+        leaf + 0.2 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(tree, drawn)
+
+
+def numpy_vit(params, image, patch, heads, pool):
+    """One image at a time, one head at a time, as the papers write it."""
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+
+    def norm(x, q):
+        x = x - x.mean(-1, keepdims=True)
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * q["scale"] + q["bias"]
+
+    size = image.shape[0]
+    tokens = []
+    for i in range(0, size, patch):
+        for j in range(0, size, patch):
+            tile = np.asarray(image[i : i + patch, j : j + patch], np.float64)
+            product = (tile[..., None] * p["patch_embed"]["kernel"]).sum((0, 1, 2))
+            tokens.append(product + p["patch_embed"]["bias"])
+    x = np.stack(tokens)
+    if pool == "cls":
+        x = np.concatenate([p["cls_token"][0], x])
+    x = x + p["pos_embed"][0]
+    for layer in range(2):
+        block = p[f"blocks_{layer}"]
+        y = norm(x, block["norm1"])
+        attention = block["attn"]
+        out = np.zeros_like(x)
+        for head in range(heads):
+            query, key, value = (
+                y @ attention["qkv"]["kernel"][:, part, head] + attention["qkv"]["bias"][part, head]
+                for part in range(3)
+            )
+            scores = query @ key.T / np.sqrt(query.shape[-1])
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            weights /= weights.sum(-1, keepdims=True)
+            out += weights @ value @ attention["proj"]["kernel"][head]
+        x = x + out + attention["proj"]["bias"]
+        y = norm(x, block["norm2"]) @ block["mlp"]["fc1"]["kernel"] + block["mlp"]["fc1"]["bias"]
+        y = y * (1 + erf(y / np.sqrt(2))) / 2
+        x = x + y @ block["mlp"]["fc2"]["kernel"] + block["mlp"]["fc2"]["bias"]
+    pooled = norm(x[0] if pool == "cls" else x.mean(0), p["norm"])
+    return pooled @ p["head"]["kernel"] + p["head"]["bias"]
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_forward_equals_numpy(pool):
+    model = VisionTransformer(**TINY, pool=pool)
+    x = images()
+    variables = randomised(model, x)
+    logits = jax.jit(model.apply)(variables, x)
+    expected = np.stack([numpy_vit(variables["params"], i, 4, 3, pool) for i in np.asarray(x)])
+    np.testing.assert_allclose(logits, expected, rtol=2e-4, atol=2e-4)
+
+
+def test_eager_equals_jit():
+    model = VisionTransformer(**TINY)
+    x = images()
+    variables = randomised(model, x)
+    logits = jax.jit(model.apply)(variables, x)
+    np.testing.assert_allclose(model.apply(variables, x), logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_every_parameter_gets_a_gradient(pool):
+    model = VisionTransformer(**TINY, pool=pool)
+    x = images()
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    grads = jax.jit(jax.grad(lambda v: model.apply(v, x)[:, 1].sum()))(variables)
+    for path, grad in jax.tree.leaves_with_path(grads):
+        assert np.isfinite(grad).all(), path
+        assert np.abs(grad).max() > 0, path
+
+
+def test_remat_changes_memory_and_nothing_else():
+    x = images()
+    plain = VisionTransformer(**TINY, dropout=0.2, stochastic_depth=0.2)
+    remat = VisionTransformer(**TINY, dropout=0.2, stochastic_depth=0.2, remat=True)
+    variables = randomised(plain, x)
+
+    def gradient(model):
+        def loss(v):
+            return model.apply(v, x, train=True, rngs={"dropout": jax.random.key(3)}).var()
+
+        return jax.jit(jax.grad(loss))(variables)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        gradient(plain),
+        gradient(remat),
+    )
+
+
+def test_dropout_needs_training_and_a_key():
+    model = VisionTransformer(**TINY, dropout=0.5)
+    x = images()
+    variables = randomised(model, x)
+
+    @jax.jit
+    def train(seed):
+        return model.apply(variables, x, train=True, rngs={"dropout": jax.random.key(seed)})
+
+    assert not np.allclose(train(0), train(1))
+    plain = jax.jit(VisionTransformer(**TINY).apply)(variables, x)
+    np.testing.assert_array_equal(jax.jit(model.apply)(variables, x), plain)
+
+
+def test_stochastic_depth_skips_whole_branches_of_the_last_block():
+    """At depth 2 the first block has rate 0 and the last the full one: four outcomes an image."""
+    model = VisionTransformer(**TINY, stochastic_depth=0.5)
+    x = jnp.repeat(images(1), 64, axis=0)
+    variables = randomised(model, x)
+    rngs = {"dropout": jax.random.key(0)}
+    logits = jax.jit(lambda v: model.apply(v, x, train=True, rngs=rngs))(variables)
+    assert len(np.unique(np.round(logits, 3), axis=0)) == 4
+
+
+def test_bfloat16_is_close_to_float32():
+    x = images()
+    variables = jax.jit(VisionTransformer(**TINY).init)(jax.random.key(0), x)
+    logits = jax.jit(VisionTransformer(**TINY).apply)(variables, x)
+    rough = jax.jit(VisionTransformer(**TINY, dtype="bfloat16").apply)(variables, x)
+    np.testing.assert_allclose(rough, logits, atol=0.02)
+    assert not np.array_equal(rough, logits)
+
+
+def test_images_that_are_not_square():
+    model = VisionTransformer(**{**TINY, "image_size": (8, 16)})
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 8, 16, 3)))
+    assert shapes["params"]["pos_embed"].shape == (1, 1 + 2 * 4, 12)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"image_size": 224, "patch_size": 15}, "got image 224×224, patch_size=15; use 14 or 16"),
+        ({"patch_size": 0}, "patch_size must divide .* use 1"),
+        ({"width": 16}, "width must be a multiple of num_heads.*use width=15 or 18"),
+        ({"pool": "max"}, "pool must be one of cls, mean: got 'max'"),
+        ({"dropout": 1.0}, r"dropout must be a rate in \[0, 1\)"),
+        ({"stochastic_depth": -0.1}, r"stochastic_depth must be a rate in \[0, 1\)"),
+    ],
+)
+def test_bad_options_are_refused_at_construction(override, message):
+    with pytest.raises(ValueError, match=message):
+        VisionTransformer(**{**TINY, **override})
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (jnp.ones((2, 24, 24, 3)), r"16×16: got 24×24; .* image_size=\(24, 24\)"),
+        (jnp.ones((2, 16, 16, 1)), "repeat a grey channel"),
+        (jnp.ones((16, 16, 3)), "batch axis"),
+        (jnp.ones((2, 16, 16, 3), jnp.uint8), "floating point and normalised: got uint8"),
+    ],
+)
+def test_bad_images_are_refused(x, message):
+    with pytest.raises(ValueError, match=message):
+        VisionTransformer(**TINY).init(jax.random.key(0), x)
