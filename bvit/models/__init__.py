@@ -7,6 +7,9 @@ from functools import partial
 
 import flax.linen as nn
 
+from bvit.models.googlenet import GoogLeNet
+from bvit.models.resnet import BasicBlock, Bottleneck, ResNet
+from bvit.models.vgg import VGG
 from bvit.models.vit import VisionTransformer
 
 # Widths and heads of tiny and small: DeiT (Touvron et al. 2021); of base and large: Dosovitskiy et
@@ -16,7 +19,31 @@ _small = partial(VisionTransformer, width=384, depth=12, num_heads=6)
 _base = partial(VisionTransformer, width=768, depth=12, num_heads=12)
 _large = partial(VisionTransformer, width=1024, depth=24, num_heads=16)
 
+# Convolutions in each stage: Simonyan and Zisserman 2015, table 1, columns A, B, D and E.
+_vgg11 = partial(VGG, depths=(1, 1, 2, 2, 2))
+_vgg13 = partial(VGG, depths=(2, 2, 2, 2, 2))
+_vgg16 = partial(VGG, depths=(2, 2, 3, 3, 3))
+_vgg19 = partial(VGG, depths=(2, 2, 4, 4, 4))
+
+# Blocks in each stage: He et al. 2016, table 1.
+_resnet50 = partial(ResNet, block=Bottleneck, depths=(3, 4, 6, 3))
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": partial(ResNet, block=BasicBlock, depths=(2, 2, 2, 2)),
+    "resnet34": partial(ResNet, block=BasicBlock, depths=(3, 4, 6, 3)),
+    "resnet50": _resnet50,
+    "resnet50_dilated": partial(_resnet50, early_dilation=2),
+    "resnet101": partial(ResNet, block=Bottleneck, depths=(3, 4, 23, 3)),
+    "resnet152": partial(ResNet, block=Bottleneck, depths=(3, 8, 36, 3)),
+    "vgg11": partial(_vgg11, batch_norm=False),
+    "vgg11_bn": partial(_vgg11, batch_norm=True),
+    "vgg13": partial(_vgg13, batch_norm=False),
+    "vgg13_bn": partial(_vgg13, batch_norm=True),
+    "vgg16": partial(_vgg16, batch_norm=False),
+    "vgg16_bn": partial(_vgg16, batch_norm=True),
+    "vgg19": partial(_vgg19, batch_norm=False),
+    "vgg19_bn": partial(_vgg19, batch_norm=True),
+    "googlenet": partial(GoogLeNet),
     "vit_tiny_patch16_224": partial(_tiny, patch_size=16),
     "vit_tiny_patch32_224": partial(_tiny, patch_size=32),
     "vit_small_patch16_224": partial(_small, patch_size=16),

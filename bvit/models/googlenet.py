@@ -164,6 +164,12 @@ class GoogLeNet(nn.Module):
     aux_dropout: float = 0.7
     dtype: Dtype = jnp.float32
 
+    def __post_init__(self):
+        """Raises ValueError for a width that does not scale to whole channels."""
+        super().__post_init__()
+        if self.width < WIDTH_UNIT or self.width % WIDTH_UNIT:
+            raise ValueError(f"width must be a multiple of {WIDTH_UNIT}: got {self.width}.")
+
     @nn.compact
     def __call__(
         self, images: Float[Array, "n h w 3"], train: bool = False
@@ -177,7 +183,7 @@ class GoogLeNet(nn.Module):
             the auxiliary logits if "aux_logits" is.
 
         Raises:
-          ValueError: not a batch of float RGB images, or `width` is not a multiple of 8.
+          ValueError: not a batch of float RGB images.
         """
         layers.check_images(images)
         x = _to_tensorflow_range(images) if self.transform_input else images
@@ -215,8 +221,6 @@ class GoogLeNet(nn.Module):
             self.sow("aux_logits", name, logits)
 
     def _scaled(self, channels: int) -> int:
-        if self.width % WIDTH_UNIT:
-            raise ValueError(f"width must be a multiple of {WIDTH_UNIT}: got {self.width}.")
         return channels * self.width // PUBLISHED_WIDTH
 
 

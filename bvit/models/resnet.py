@@ -118,6 +118,14 @@ class ResNet(nn.Module):
     zero_init_residual: bool = False
     dtype: Dtype = jnp.float32
 
+    def __post_init__(self):
+        """Raises ValueError for an unknown stem or a dilation that is none."""
+        super().__post_init__()
+        if self.stem not in STEMS:
+            raise ValueError(f"stem must be one of {', '.join(STEMS)}: got {self.stem!r}.")
+        if self.early_dilation < 1:
+            raise ValueError(f"early_dilation must be 1 (none) or more: got {self.early_dilation}.")
+
     @nn.compact
     def __call__(
         self, images: Float[Array, "n h w 3"], train: bool = False
@@ -130,7 +138,7 @@ class ResNet(nn.Module):
             if the collection "batch_stats" is mutable.
 
         Raises:
-          ValueError: not a batch of float RGB images, or no such stem.
+          ValueError: not a batch of float RGB images.
         """
         layers.check_images(images)
         x = self._stem(images, train)
@@ -149,8 +157,6 @@ class ResNet(nn.Module):
         return head(x).astype(jnp.float32)
 
     def _stem(self, images, train):
-        if self.stem not in STEMS:
-            raise ValueError(f"stem must be one of {', '.join(STEMS)}: got {self.stem!r}.")
         small = self.stem == "small"
         x = layers.conv(
             self.width,

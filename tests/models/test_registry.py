@@ -8,8 +8,24 @@ import pytest
 
 from bvit import models
 
-# The published figures: timm for the ViTs (results-imagenet.csv, and its models' own counts).
+# The published figures: torchvision's `num_params` for the CNNs (for GoogLeNet plus the auxiliary
+# heads' 6,379,984), timm for the ViTs (results-imagenet.csv, and its models' own counts).
 PARAMETERS = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet50_dilated": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    "vgg11": 132_863_336,
+    "vgg11_bn": 132_868_840,
+    "vgg13": 133_047_848,
+    "vgg13_bn": 133_053_736,
+    "vgg16": 138_357_544,
+    "vgg16_bn": 138_365_992,
+    "vgg19": 143_667_240,
+    "vgg19_bn": 143_678_248,
+    "googlenet": 6_624_904 + 6_379_984,
     "vit_tiny_patch16_224": 5_717_416,
     "vit_tiny_patch32_224": 6_131_560,
     "vit_small_patch16_224": 22_050_664,
