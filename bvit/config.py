@@ -1,0 +1,171 @@
+"""Every setting of a run in one place, with its default and its meaning."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+
+def default_config() -> ConfigDict:
+    """Returns the settings shared by all experiments; a file in `configs/` changes what differs.
+
+    The result is open; `get_config` of an experiment locks it, so that a misspelt key is an error.
+    """
+    c = ConfigDict()
+    c.seed = 0  # of everything random: initial weights, data order, augmentation, test blurs
+    c.init_from = ""  # published weights to start from: a file, or hf:<repository>; "" = random
+
+    c.data = ConfigDict()
+    c.data.name = "photos"  # photos (embedded), folder, or the name of a tfds set
+    c.data.dir = ""  # folder: where the class folders are; tfds: the data directory
+    c.data.train_split = "train"  # tfds: e.g. train[:20%], the paper's share of ImageNet
+    c.data.test_split = "validation"  # tfds: the split to evaluate on
+    c.data.image_size = 64  # side of the picture that the model sees, in pixels
+    c.data.resize = 0  # evaluation: short side before the centre crop; 0 = image_size × 256/224
+    c.data.crop_scale = (0.08, 1.0)  # training: area of the random crop as a share of the picture
+    c.data.flip = True  # training: mirror half of the pictures
+    c.data.mean = (0.485, 0.456, 0.406)  # normalisation of RGB in [0, 1]: ImageNet's mean
+    c.data.std = (0.229, 0.224, 0.225)  # … and standard deviation
+    c.data.num_workers = 0  # worker processes that decode; 0 = threads of this process
+    c.data.on_error = "raise"  # an unreadable picture: raise, or skip (counted in the log)
+
+    c.model = ConfigDict()
+    c.model.name = "vit_tiny_patch16_224"  # a row of bvit.models.MODELS
+    c.model.dtype = (
+        "float32"  # what the model computes in: float32 or bfloat16; parameters stay float32
+    )
+
+    c.tokens = ConfigDict()
+    c.tokens.policy = "keep"  # what training does with blurry patches; see bvit.models.tokens
+    c.tokens.score = "laplacian"  # what patches are ranked by
+    c.tokens.budget = config_dict.placeholder(
+        int
+    )  # patch tokens computed; None = as many as it takes
+    c.tokens.threshold = (
+        100.0  # the paper's variance of the Laplacian under which a patch is blurry
+    )
+    c.tokens.zero_at = (
+        "pixels"  # zero a patch in the "pixels" (black) or when "normalized" (mean colour)
+    )
+
+    c.train = ConfigDict()
+    c.train.condition = "mix"  # sharp, blur, mix (half and half), region, or several joined by +
+    c.train.steps = config_dict.placeholder(int)  # length in updates; wins over epochs
+    c.train.epochs = config_dict.placeholder(float)  # length in passes over the training set
+    c.train.batch_size = 64  # pictures for an update, over all devices
+    c.train.label_smoothing = 0.0  # share of the target spread over all classes
+    c.train.mixup = 0.0  # α of the Beta distribution that pairs of pictures are mixed by; 0 = off
+    c.train.ema_decay = 0.0  # moving average of the parameters, used in evaluation; 0 = off
+    c.train.skip_nonfinite = 0  # non-finite updates in a row that are skipped before stopping
+
+    c.optimizer = ConfigDict()
+    c.optimizer.name = "adamw"  # adamw or sgd
+    c.optimizer.schedule = "cosine"  # cosine, steps or constant, after a linear warm-up
+    c.optimizer.learning_rate = 1e-3  # the peak
+    c.optimizer.warmup_steps = 0
+    c.optimizer.boundaries = ()  # steps: when to decay, as shares of the training
+    c.optimizer.decay = 0.1  # steps: factor at each boundary
+    c.optimizer.momentum = 0.9  # β₁ of AdamW, momentum of SGD
+    c.optimizer.b2 = 0.999  # β₂ of AdamW
+    c.optimizer.weight_decay = 0.05
+    c.optimizer.decay_all = False  # decay biases, norms and embeddings too
+    c.optimizer.clip_norm = config_dict.placeholder(
+        float
+    )  # global norm of the gradient; None = off
+
+    c.eval = ConfigDict()
+    c.eval.conditions = ("sharp", "blur", "region")  # what is done to the test pictures
+    c.eval.policies = (
+        "keep",
+        "zero",
+    )  # what the model does with blurry patches; name or name:budget
+    c.eval.batch_size = 64
+    c.eval.every_steps = 0  # evaluate while training, on the curves; 0 = only at the end
+    c.eval.num_examples = 0  # evaluate on that many test pictures only; 0 = all
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every_steps = 200
+    c.checkpoint.keep = 3  # the newest so many are kept
+
+    c.log = ConfigDict()
+    c.log.every_steps = 10  # a line in metrics.jsonl and a point on the curves
+
+    c.mesh = ConfigDict()  # how the devices are laid out; -1 takes what is left
+    c.mesh.data = -1  # splits the batch
+    c.mesh.fsdp = 1  # splits the batch and the parameters
+    c.mesh.tensor = 1  # splits the ViT's heads and hidden units
+    return c
+
+
+# How a run is computed, not what it computes: a resumed run may change these.
+RESUME_MAY_CHANGE = ("mesh", "log", "checkpoint", "data.num_workers", "data.dir")
+
+
+def parse_arguments(text: str, **defaults: str) -> dict[str, str]:
+    """Reads the part of `--config=file.py:arguments` behind the colon.
+
+    Args:
+      text: "value" (of the first of `defaults`) and "name=value", separated by commas.
+      **defaults: the arguments there are, with their defaults.
+
+    Raises:
+      ValueError: for an unknown name; it suggests the nearest.
+    """
+    values = dict(defaults)
+    for item in filter(None, text.split(",")):
+        name, equals, value = item.partition("=")
+        if not equals:
+            name, value = next(iter(defaults)), name
+        if name not in defaults:
+            near = difflib.get_close_matches(name, defaults, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"config arguments are {', '.join(defaults)}: got {name!r} in {text!r}{hint}"
+            )
+        values[name] = value
+    return values
+
+
+def words(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Reads a tuple of names; on the command line "a,b" is the same as ("a", "b")."""
+    items = (value,) if isinstance(value, str) else value
+    return tuple(word.strip() for item in items for word in item.split(",") if word.strip())
+
+
+def to_dict(config: ConfigDict) -> dict[str, Any]:
+    """The config as plain JSON values."""
+    return json.loads(config.to_json())
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one level with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The keys in which two configs differ in what they compute, with both values."""
+    old, new = flatten(old), flatten(new)
+    return {
+        key: (old.get(key), new.get(key))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+        and not any(key == free or key.startswith(free + ".") for free in RESUME_MAY_CHANGE)
+    }
+
+
+def load(path: Path) -> ConfigDict:
+    """Reads a run's `config.json` back, over the defaults, locked."""
+    config = default_config()
+    with config.unlocked():
+        config.model = ConfigDict()
+        config.update(json.loads(path.read_text()))
+    return config.lock()

@@ -1,0 +1,75 @@
+"""What a policy costs: tokens, floating-point operations, pictures per second."""
+
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, PyTree
+
+from bvit.models.inputs import Policy, prepare
+
+# Timed passes over the same batch; the median of so many is steady to a few per cent.
+REPEATS = 5
+
+
+def num_tokens(policy: Policy, image_size: int) -> int:
+    """Patch tokens computed for one picture (the class token is not counted)."""
+    _, plan = _prepared(policy, image_size)
+    return (image_size // policy.patch_size) ** 2 if plan is None else plan.num_tokens
+
+
+def gflops(model: nn.Module, variables: PyTree, policy: Policy, image_size: int) -> float:
+    """Billions of floating-point operations for one picture, from XLA's own count.
+
+    A multiplication and an addition count as two, so the figure is twice the multiply-accumulates
+    that some model tables call FLOPs. Scoring the patches (under 1 %) is not in it.
+
+    Args:
+      model: of `bvit.models.create`.
+      variables: the model's, or their shapes.
+      policy: which tokens are computed.
+      image_size: side of the picture, in pixels.
+    """
+    image, plan = _prepared(policy, image_size)
+    extra = {} if plan is None else {"plan": plan}
+
+    def forward(variables: PyTree, image: Array, extra: PyTree) -> Array:
+        return model.apply(variables, image, train=False, **extra)
+
+    analysis = jax.jit(forward).lower(variables, image, extra).cost_analysis()
+    return float(analysis["flops"]) / 1e9
+
+
+def images_per_second(
+    functions: dict[Policy, Callable[[PyTree, Array, Array], Array]],
+    variables: PyTree,
+    pixels: Array,
+    index: Array,
+) -> dict[Policy, float]:
+    """Measures the classifiers on one batch on the devices, scoring included.
+
+    The policies take turns, so that a machine whose speed drifts treats them alike; each figure is
+    the median of `REPEATS` passes after one that compiles.
+    """
+    seconds: dict[Policy, list[float]] = {policy: [] for policy in functions}
+    for repeat in range(REPEATS + 1):
+        for policy, classify in functions.items():
+            start = time.perf_counter()
+            jax.block_until_ready(classify(variables, pixels, index))
+            if repeat:
+                seconds[policy].append(time.perf_counter() - start)
+    return {policy: len(index) / float(np.median(times)) for policy, times in seconds.items()}
+
+
+def _prepared(policy: Policy, image_size: int) -> tuple[PyTree, PyTree]:
+    """Shapes of a model's input and plan for one picture; nothing is computed."""
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+
+    def fn(image: Array, keys: Array) -> PyTree:
+        return prepare(image, policy, mean=(0.0,) * 3, std=(1.0,) * 3, keys=keys)
+
+    return jax.eval_shape(fn, image, keys)

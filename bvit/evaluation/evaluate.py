@@ -1,0 +1,152 @@
+"""Exact, paired accuracy over conditions × token policies.
+
+Every test image is counted once, whatever the batch size or the number of devices: the last batch
+is padded and the padding masked. What is done to test image i follows from (seed, condition, i)
+alone, so that every model and policy sees identical pixels and their differences are paired.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PyTree
+
+from bvit.image.conditions import apply_condition, indexed_keys
+from bvit.image.pixels import to_float
+from bvit.models.inputs import Policy, prepare
+from bvit.training.sharding import batch_sharding, per_image
+
+# Keeps the keys of test images apart from those of training, which are folded from the same seed.
+EVALUATION_STREAM = zlib.crc32(b"evaluation") & 0x7FFFFFFF
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a model said of every test image under one condition and policy.
+
+    Attributes:
+      condition: what was done to the pictures.
+      policy: what the model did with blurry patches.
+      index: which test images, ascending; int64 [n].
+      rank: how many classes scored above the true one (0: top-1 right), int32 [n].
+    """
+
+    condition: str
+    policy: Policy
+    index: np.ndarray
+    rank: np.ndarray
+
+    def correct(self, k: int = 1) -> np.ndarray:
+        """Whether the true class is among the first k; bool [n]."""
+        return self.rank < k
+
+
+def label_rank(logits: Float[Array, "n c"], label: Int[Array, " n"]) -> Int[Array, " n"]:
+    """The place of the true class in the order of the logits, 0 for the first.
+
+    Ties go to the lower class, as in argmax. A picture with a logit that is not finite ranks last:
+    NaN compares as false and would otherwise count as right.
+    """
+    own = jnp.take_along_axis(logits, label[:, None], axis=1)
+    lower = jnp.arange(logits.shape[1]) < label[:, None]
+    rank = jnp.sum((logits > own) | ((logits == own) & lower), axis=1)
+    return jnp.where(jnp.isfinite(logits).all(axis=1), rank, logits.shape[1])
+
+
+def make_corrupt(condition: str, *, seed: int, mesh: Mesh) -> Callable[[Array, Array], Array]:
+    """Builds (uint8 images, test indices) → pixels in [0, 1] under a condition, jitted."""
+    stream = zlib.crc32(condition.encode()) & 0x7FFFFFFF
+
+    def corrupt(image: Array, index: Array) -> Array:
+        key = jax.random.fold_in(jax.random.key(seed), EVALUATION_STREAM)
+        keys = indexed_keys(jax.random.fold_in(key, stream), index)
+        apply = per_image(lambda k, x: apply_condition(condition, k, to_float(x)), mesh)
+        return apply(keys, image)
+
+    return jax.jit(corrupt)
+
+
+def make_classify(
+    model: nn.Module,
+    policy: Policy,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    seed: int,
+    mesh: Mesh,
+) -> Callable[[PyTree, Array, Array], Array]:
+    """Builds (variables, pixels in [0, 1], test indices) → logits under a policy, jitted."""
+
+    def classify(variables: PyTree, image: Array, index: Array) -> Array:
+        inputs = per_image(lambda k, x: prepare(x, policy, mean=mean, std=std, keys=k), mesh)
+        image, plan = inputs(indexed_keys(jax.random.key(seed), index), image)
+        extra = {} if plan is None else {"plan": plan}
+        return model.apply(variables, image, train=False, **extra)
+
+    return jax.jit(classify)
+
+
+def evaluate(
+    variables: PyTree,
+    batches: Iterable[dict[str, np.ndarray]],
+    corruptions: dict[str, Callable[[Array, Array], Array]],
+    classifiers: dict[Policy, Callable[[PyTree, Array, Array], Array]],
+    *,
+    mesh: Mesh,
+    progress: Callable[[int], None] = lambda images: None,
+) -> list[Outcome]:
+    """Classifies every picture under every condition and policy.
+
+    Args:
+      variables: the model's.
+      batches: this process's share of the test set: "image", "label", "index" and "mask" (False:
+        padding) of equal length.
+      corruptions: condition → function of `make_corrupt`.
+      classifiers: policy → function of `make_classify`.
+      mesh: whose devices share a batch.
+      progress: told how many pictures are done after each batch.
+
+    Returns:
+      One outcome for each condition and policy, over the pictures of all processes.
+    """
+    ranks: dict[tuple[str, Policy], list[Array]] = {
+        (condition, policy): [] for condition in corruptions for policy in classifiers
+    }
+    indices, rank_of = [], jax.jit(label_rank)
+    for batch in batches:
+        batch = put_batch(batch, mesh)
+        indices.append(jnp.where(batch["mask"], batch["index"], -1))
+        for condition, corrupt in corruptions.items():
+            pixels = corrupt(batch["image"], batch["index"])
+            for policy, classify in classifiers.items():
+                logits = classify(variables, pixels, batch["index"])
+                ranks[condition, policy].append(rank_of(logits, batch["label"]))
+        jax.block_until_ready(ranks[condition, policy][-1])  # keeps the queue, and memory, short
+        progress(int(batch["mask"].sum()))
+    index = _on_host(indices)
+    order = np.argsort(index, kind="stable")[np.count_nonzero(index < 0) :]
+    return [
+        Outcome(condition, policy, index[order], _on_host(parts)[order])
+        for (condition, policy), parts in ranks.items()
+    ]
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
+    """Lays this process's rows of a batch on its devices, as one array over all processes."""
+    return {
+        name: jax.make_array_from_process_local_data(batch_sharding(mesh), rows)
+        for name, rows in batch.items()
+    }
+
+
+def _on_host(parts: Sequence[Array]) -> np.ndarray:
+    """Sharded arrays of all processes, end to end, on every host."""
+    if not parts:
+        return np.zeros((0,), np.int32)
+    return np.concatenate([multihost_utils.process_allgather(part, tiled=True) for part in parts])

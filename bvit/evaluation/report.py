@@ -1,0 +1,142 @@
+"""Results of a run as rows, as a table for people, and as plots."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from bvit.evaluation.evaluate import Outcome
+from bvit.evaluation.statistics import paired_difference, wilson_interval
+from bvit.models.inputs import Policy
+
+Row = dict[str, Any]
+
+COLUMNS = (
+    ("condition", "condition", "{}"),
+    ("policy", "policy", "{}"),
+    ("tokens", "tokens", "{}"),
+    ("top1", "top-1 %", "{:.2f}"),
+    ("ci95", "95 % interval", "[{:.1f}, {:.1f}]"),
+    ("top5", "top-5 %", "{:.2f}"),
+    ("difference", "vs keep", "{:+.2f}"),
+    ("difference_ci95", "95 % interval", "[{:+.1f}, {:+.1f}]"),
+    ("gflops", "GFLOPs", "{:.3f}"),
+    ("images_per_s", "images/s", "{:.0f}"),
+)
+IN_PERCENT = ("top1", "ci95", "top5", "difference", "difference_ci95")
+
+
+def make_rows(outcomes: Sequence[Outcome], costs: dict[Policy, dict[str, Any]]) -> list[Row]:
+    """Sums outcomes up, one row for each condition and policy.
+
+    Args:
+      outcomes: of `evaluate`.
+      costs: policy → its "tokens", "gflops" and "images_per_s".
+
+    Returns:
+      Rows with shares in [0, 1]; "difference" is the top-1 minus that of `keep` on the same
+      pictures, with its paired interval, and None for `keep` itself.
+    """
+    baseline = {o.condition: o for o in outcomes if o.policy.name == "keep"}
+    rows = []
+    for outcome in outcomes:
+        right = outcome.correct()
+        keep = baseline.get(outcome.condition)
+        difference, interval = None, None
+        if keep is not None and keep is not outcome:
+            difference, interval = paired_difference(right, keep.correct())
+        rows.append(
+            {
+                "condition": outcome.condition,
+                "policy": outcome.policy.name,
+                "budget": outcome.policy.budget,
+                "top1": _mean(right),
+                "top5": _mean(outcome.correct(5)),
+                "n": len(right),
+                "ci95": list(wilson_interval(int(right.sum()), len(right))),
+                "difference": difference,
+                "difference_ci95": None if interval is None else list(interval),
+                **costs[outcome.policy],
+            }
+        )
+    return rows
+
+
+def _mean(right: np.ndarray) -> float:
+    return float(right.mean()) if len(right) else 0.0
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table, aligned so that it reads well in a terminal too."""
+    header = [title for _, title, _ in COLUMNS]
+    cells = [[_cell(row, key, form) for key, _, form in COLUMNS] for row in rows]
+    widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *cells]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
+        for line in lines
+    )
+
+
+def policy_label(row: Row) -> str:
+    """A row's policy with its budget, as one types it."""
+    return row["policy"] if row["budget"] is None else f"{row['policy']}:{row['budget']}"
+
+
+def _cell(row: Row, key: str, form: str) -> str:
+    value = policy_label(row) if key == "policy" else row[key]
+    if value is None:
+        return "–"
+    scale = 100 if key in IN_PERCENT else 1
+    values = value if isinstance(value, list) else [value]
+    return form.format(*(v * scale if isinstance(v, float) else v for v in values))
+
+
+def draw(rows: Sequence[Row], lines: Sequence[dict[str, float]]) -> dict[str, Figure]:
+    """The plots of a run, by name: its accuracy from the rows, its curves from `metrics.jsonl`."""
+    return {"accuracy": _draw_accuracy(rows), "curves": _draw_curves(lines)}
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """A figure as a picture, uint8 [h, w, 3]."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def _draw_accuracy(rows: Sequence[Row]) -> Figure:
+    """Top-1 with its interval, one group a condition, one bar a policy."""
+    conditions = list(dict.fromkeys(row["condition"] for row in rows))
+    labels = list(dict.fromkeys(policy_label(row) for row in rows))
+    figure = Figure(figsize=(2.5 + 0.4 * len(rows), 4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(labels)
+    for i, label in enumerate(labels):
+        bars = [row for row in rows if policy_label(row) == label]
+        shift = (i - (len(labels) - 1) / 2) * width
+        x = [conditions.index(row["condition"]) + shift for row in bars]
+        top1 = np.array([row["top1"] for row in bars]) * 100
+        errors = np.abs(np.array([row["ci95"] for row in bars]).T * 100 - top1)
+        axes.bar(x, top1, width * 0.9, yerr=errors, capsize=2, label=label)
+    axes.set_xticks(range(len(conditions)), conditions)
+    axes.set(ylabel="top-1 accuracy (%), 95 % interval", ylim=(0, 100))
+    axes.legend(title="policy", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _draw_curves(lines: Sequence[dict[str, float]]) -> Figure:
+    """Training loss and accuracy against the step."""
+    lines = [line for line in lines if "loss" in line]
+    steps = [line["step"] for line in lines]
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(steps, [line["loss"] for line in lines])
+    left.set(xlabel="step", ylabel="training loss")
+    right.plot(steps, [100 * line["accuracy"] for line in lines])
+    right.set(xlabel="step", ylabel="training accuracy (%)", ylim=(0, 100))
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure

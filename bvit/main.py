@@ -1,0 +1,80 @@
+"""Trains and evaluates one experiment: python -m bvit.main --config=configs/vit_mask.py."""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from bvit import config as config_lib
+from bvit.data import UnreadableImageError
+from bvit.training.checkpoint import CheckpointError
+from bvit.training.interrupt import Interrupted
+from bvit.training.loop import NonFiniteLossError, train_and_evaluate
+from bvit.training.rundir import RunDirectory
+from bvit.training.setup import prepare
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Experiment, e.g. configs/vit_mask.py; set a key with --config.key=value."
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; by default runs/<config's name>.")
+
+EXIT_BAD_INPUT = 2
+EXIT_FAILED = 1
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the experiment that the flags name."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are --config.key=value.")
+    if CONFIG.value is None:
+        raise app.UsageError("which experiment? e.g. --config=configs/vit_mask.py")
+    logging.set_verbosity(logging.WARNING)
+    with _told(EXIT_BAD_INPUT, ValueError):
+        experiment = prepare(CONFIG.value)
+        workdir = Path(WORKDIR.value or _default_workdir())
+        run = RunDirectory(workdir, config_lib.to_dict(CONFIG.value))
+    with (
+        contextlib.closing(run),
+        _told(EXIT_BAD_INPUT, CheckpointError),
+        _told(EXIT_FAILED, NonFiniteLossError, UnreadableImageError),
+    ):
+        try:
+            train_and_evaluate(experiment, run)
+        except Interrupted as stop:
+            _exit(f"{stop}; run the same command to go on.", stop.exit_code)
+
+
+@contextlib.contextmanager
+def _told(code: int, *kinds: type[Exception]) -> Iterator[None]:
+    """Tells errors of these kinds as one line, without a traceback."""
+    try:
+        yield
+    except kinds as error:
+        _exit(str(error), code)
+
+
+def _default_workdir() -> Path:
+    path, _, arguments = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return Path("runs") / "-".join(filter(None, [Path(path).stem, arguments.replace("/", "_")]))
+
+
+def _exit(message: str, code: int) -> None:
+    print(f"bvit: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """Parses flags; a misspelt config key is told as one line, with the key that was meant."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _exit(str(error), EXIT_BAD_INPUT)
+    except (KeyError, AttributeError, ValueError) as error:
+        _exit(str(error.args[0]).replace("\n", "; "), EXIT_BAD_INPUT)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse)

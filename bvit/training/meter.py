@@ -1,0 +1,109 @@
+"""Reading the metrics of each step while the next one runs."""
+
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import optax
+from absl import logging
+from jaxtyping import Array
+from tqdm import tqdm
+
+from bvit.training.metrics import MetricsWriter
+
+
+class NonFiniteLossError(Exception):
+    """The loss or a gradient was NaN or infinite; the last checkpoint is from before it."""
+
+
+class Meter:
+    """Reads the metrics of each step: progress bar, log lines, and the check that all is finite."""
+
+    def __init__(
+        self,
+        writer: MetricsWriter,
+        schedule: optax.Schedule,
+        *,
+        start_step: int,
+        total_steps: int,
+        batch_size: int,
+        log_every: int,
+        skip_nonfinite: int,
+    ) -> None:
+        """Starts the bar and the clock.
+
+        Args:
+          writer: where the log lines go.
+          schedule: step → learning rate, to log.
+          start_step: updates already done.
+          total_steps: updates of the whole run.
+          batch_size: images of an update.
+          log_every: steps between log lines.
+          skip_nonfinite: how many updates in a row may be not finite.
+        """
+        self._writer, self._schedule = writer, schedule
+        self._batch_size, self._log_every = batch_size, log_every
+        self._skip_nonfinite, self._nonfinite_in_a_row = skip_nonfinite, 0
+        self._bar = tqdm(
+            total=total_steps,
+            initial=start_step,
+            desc="training",
+            unit="step",
+            disable=jax.process_index() != 0,
+            dynamic_ncols=True,
+        )
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leaves out of images/s what was done since the last step was read."""
+        self._since, self._steps, self._waited = time.perf_counter(), 0, 0.0
+
+    def wait_for(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """The next batch; the time that it takes counts as waiting for data."""
+        began = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - began
+        return batch
+
+    def read(self, step: int, metrics: dict[str, Array]) -> None:
+        """Takes the metrics of a step to the bar, and to the log where one is due.
+
+        Raises:
+          NonFiniteLossError: more such steps in a row than `train.skip_nonfinite` allows.
+        """
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._check_finite(step, values)
+        self._steps += 1
+        self._bar.update()
+        self._bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
+        if step % self._log_every == 0:
+            seconds = time.perf_counter() - self._since
+            images_per_s = self._steps * self._batch_size / seconds
+            # Schedules are evaluated at the count of updates before this one.
+            values["learning_rate"] = float(self._schedule(step - 1))
+            values["images_per_s"] = images_per_s
+            values["data_wait"] = self._waited / seconds
+            del values["finite"]
+            self._writer.scalars(step, values)
+            self._bar.set_postfix(
+                loss=f"{values['loss']:.3f}", images_per_s=f"{images_per_s:.0f}", refresh=False
+            )
+            self.restart_clock()
+
+    def _check_finite(self, step: int, values: dict[str, float]) -> None:
+        if values["finite"]:
+            self._nonfinite_in_a_row = 0
+            return
+        self._nonfinite_in_a_row += 1
+        if self._nonfinite_in_a_row > self._skip_nonfinite:
+            raise NonFiniteLossError(
+                f"loss {values['loss']} and gradient norm {values['grad_norm']} at step {step} are "
+                "not both finite. The last checkpoint is from before it; lower "
+                "optimizer.learning_rate, or set train.skip_nonfinite to skip such updates."
+            )
+        logging.warning("Skipped step %d: loss %s is not finite.", step, values["loss"])
+
+    def close(self) -> None:
+        """Ends the bar's line."""
+        self._bar.close()

@@ -1,0 +1,88 @@
+"""Where the numbers of a run go: metrics.jsonl for programs, TensorBoard for people."""
+
+import json
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from absl import logging
+from tensorboardX import SummaryWriter
+from tensorboardX.summary import hparams as hparams_summary
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsWriter:
+    """Writes scalars and pictures of one run; a resumed run goes on where its checkpoint is."""
+
+    def __init__(self, folder: Path | None, *, start_step: int = 0) -> None:
+        """Opens the files, dropping what was logged after the step that the run starts from.
+
+        Args:
+          folder: the run directory; None writes nothing (the processes other than the first).
+          start_step: updates already done; a killed run may have logged some that were lost.
+        """
+        self._file: IO[str] | None = None
+        self._events: SummaryWriter | None = None
+        if folder is None:
+            return
+        kept = [line for line in read_metrics(folder) if line["step"] <= start_step]
+        path = folder / METRICS_FILE
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial.replace(path)
+        self._file = path.open("a", buffering=1)  # a line is on disk once it is written
+        try:
+            self._events = SummaryWriter(
+                str(folder / "tensorboard"),
+                # TensorBoard then hides what earlier files say of the steps that come again.
+                purge_step=start_step + 1 if start_step else None,
+                filename_suffix=f".{start_step:09d}",
+            )
+        except OSError as error:
+            logging.warning("No TensorBoard curves: %s. metrics.jsonl has the numbers.", error)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Writes one line and one point on each curve; floats keep their full precision."""
+        if self._file:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._events:
+            for name, value in values.items():
+                tag = name if "/" in name else f"train/{name}"
+                self._events.add_scalar(tag, value, step)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Shows a picture, uint8 [h, w, 3], in TensorBoard."""
+        if self._events:
+            self._events.add_image(name, image, step, dataformats="HWC")
+
+    def hparams(self, settings: dict[str, Any], results: dict[str, float]) -> None:
+        """Fills TensorBoard's hparams tab with a run's settings and final results."""
+        if not self._events:
+            return
+        plain = {
+            key: value if isinstance(value, bool | int | float | str) else str(value)
+            for key, value in settings.items()
+        }
+        for summary in hparams_summary(plain, results):
+            self._events.file_writer.add_summary(summary)
+        for name, value in results.items():
+            self._events.add_scalar(name, value)
+
+    def close(self) -> None:
+        """Flushes everything to disk."""
+        if self._file:
+            self._file.close()
+        if self._events:
+            self._events.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics; a last one cut short by a kill is left out."""
+    path, lines = folder / METRICS_FILE, []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines

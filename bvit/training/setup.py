@@ -1,0 +1,223 @@
+"""From a config to the pieces of a run: the one place that unpacks settings, and checks them."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from bvit import config as config_lib
+from bvit import data, models
+from bvit.evaluation import cost
+from bvit.evaluation.evaluator import Evaluator
+from bvit.image import conditions
+from bvit.models.inputs import Policy, parse_policy
+from bvit.models.vit import VisionTransformer
+from bvit.training import sharding
+from bvit.training.optimizer import make_optimizer, make_schedule
+from bvit.training.step import Recipe
+
+# Evaluation resizes the short side to 256 for a centre crop of 224 (Krizhevsky et al. 2012).
+RESIZE_RATIO = 256 / 224
+# What `zero` blanks for a CNN, which has no patches of its own: the paper's ViT has 16 px.
+CNN_PATCH_SIZE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The pieces of a run, checked against each other."""
+
+    config: ConfigDict
+    mesh: Mesh
+    train_source: data.Source
+    test_source: data.Source
+    model: nn.Module
+    recipe: Recipe
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    total_steps: int
+    conditions: tuple[str, ...]
+    policies: tuple[Policy, ...]
+    resize: int
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the data set."""
+        return self.train_source.num_classes
+
+
+def prepare(config: ConfigDict) -> Experiment:
+    """Builds the pieces of a run from its config; compiles nothing and reads no picture.
+
+    Raises:
+      ValueError: for settings that are wrong or do not fit together; it says which, and the fix.
+    """
+    c = config
+    mesh = sharding.make_mesh(data=c.mesh.data, fsdp=c.mesh.fsdp, tensor=c.mesh.tensor)
+    sharding.check_batch(c.train.batch_size, mesh, name="train.batch_size")
+    sharding.check_batch(c.eval.batch_size, mesh, name="eval.batch_size")
+    if c.train.mixup and c.train.batch_size // sharding.batch_shares(mesh) % 2:
+        raise ValueError(
+            "train.mixup mixes pictures in pairs: each device needs an even share of "
+            f"train.batch_size={c.train.batch_size}, got {sharding.batch_shares(mesh)} devices."
+        )
+    for key in ("train.batch_size", "eval.batch_size"):
+        _check_processes(key, config_lib.flatten(c)[key])
+    train_source, test_source = _sources(c)
+    model = _model(c, train_source.num_classes)
+    names = config_lib.words(c.eval.conditions)
+    for name in (c.train.condition, *names):
+        conditions.parts(name)
+    train_policy = _policy(c, model, c.tokens.policy)
+    policies = tuple(_policy(c, model, text) for text in config_lib.words(c.eval.policies))
+    _check_shapes(c, model, (train_policy, *policies))
+    total_steps = _total_steps(c, len(train_source))
+    schedule = make_schedule(
+        c.optimizer.schedule,
+        learning_rate=c.optimizer.learning_rate,
+        total_steps=total_steps,
+        warmup_steps=c.optimizer.warmup_steps,
+        boundaries=tuple(c.optimizer.boundaries),
+        decay=c.optimizer.decay,
+    )
+    return Experiment(
+        config=c,
+        mesh=mesh,
+        train_source=train_source,
+        test_source=test_source,
+        model=model,
+        recipe=_recipe(c, train_policy),
+        schedule=schedule,
+        optimizer=make_optimizer(
+            c.optimizer.name,
+            schedule,
+            weight_decay=c.optimizer.weight_decay,
+            momentum=c.optimizer.momentum,
+            b2=c.optimizer.b2,
+            clip_norm=c.optimizer.clip_norm,
+            decay_all=c.optimizer.decay_all,
+        ),
+        total_steps=total_steps,
+        conditions=names,
+        policies=policies,
+        resize=c.data.resize or round(c.data.image_size * RESIZE_RATIO),
+    )
+
+
+def _check_processes(name: str, batch_size: int) -> None:
+    if batch_size % jax.process_count():
+        raise ValueError(
+            f"{name} must be a multiple of the {jax.process_count()} processes: got {batch_size}."
+        )
+
+
+def _sources(c: ConfigDict) -> tuple[data.Source, data.Source]:
+    options = {
+        "dir": Path(c.data.dir) if c.data.dir else None,
+        "seed": c.seed,
+        "image_size": c.data.image_size,
+    }
+    return (
+        data.open_source(c.data.name, split="train", split_name=c.data.train_split, **options),
+        data.open_source(c.data.name, split="test", split_name=c.data.test_split, **options),
+    )
+
+
+def _model(c: ConfigDict, num_classes: int) -> nn.Module:
+    options = {k: v for k, v in c.model.items() if k != "name" and v is not None}
+    if c.model.name.startswith("vit"):
+        options["image_size"] = c.data.image_size
+    return models.create(c.model.name, num_classes=num_classes, **options)
+
+
+def _policy(c: ConfigDict, model: nn.Module, text: str) -> Policy:
+    is_vit = isinstance(model, VisionTransformer)
+    policy = parse_policy(
+        text,
+        patch_size=model.patch_size if is_vit else CNN_PATCH_SIZE,
+        budget=c.tokens.budget,
+        score=c.tokens.score,
+        threshold=c.tokens.threshold,
+        zero_at=c.tokens.zero_at,
+    )
+    if not is_vit and policy.name not in ("keep", "zero"):
+        raise ValueError(
+            f"policy {policy.name} leaves tokens out, and {c.model.name} has none: "
+            "use keep or zero, or a ViT."
+        )
+    return policy
+
+
+def _check_shapes(c: ConfigDict, model: nn.Module, policies: tuple[Policy, ...]) -> None:
+    """Draws each policy's plan in the abstract, so that a budget that can't be shows here."""
+    for policy in policies:
+        cost.num_tokens(policy, c.data.image_size)
+
+
+def _recipe(c: ConfigDict, policy: Policy) -> Recipe:
+    return Recipe(
+        condition=c.train.condition,
+        policy=policy,
+        mean=tuple(c.data.mean),
+        std=tuple(c.data.std),
+        label_smoothing=c.train.label_smoothing,
+        mixup=c.train.mixup,
+        ema_decay=c.train.ema_decay,
+        skip_nonfinite=c.train.skip_nonfinite > 0,
+        seed=c.seed,
+    )
+
+
+def _total_steps(c: ConfigDict, num_images: int) -> int:
+    if c.train.steps is not None:
+        steps = c.train.steps
+    elif c.train.epochs is not None:
+        steps = math.ceil(c.train.epochs * num_images / c.train.batch_size)
+    else:
+        raise ValueError("set train.steps or train.epochs: both are None.")
+    if steps < 1:
+        raise ValueError(f"training takes at least one step: got {steps}; raise train.steps.")
+    return steps
+
+
+def num_parameters(params: PyTree) -> int:
+    """How many numbers a tree of parameters (or their shapes) holds."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def test_batches(experiment: Experiment) -> Iterator[dict[str, np.ndarray]]:
+    """This process's share of the test set, in batches padded to one size."""
+    c = experiment.config
+    return data.eval_batches(
+        experiment.test_source,
+        batch_size=c.eval.batch_size,
+        image_size=c.data.image_size,
+        resize=experiment.resize,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        on_error=c.data.on_error,
+    )
+
+
+def make_evaluator(experiment: Experiment) -> Evaluator:
+    """The run's evaluator, over its test set."""
+    c = experiment.config
+    return Evaluator(
+        experiment.model,
+        lambda: test_batches(experiment),
+        conditions=experiment.conditions,
+        policies=experiment.policies,
+        num_images=len(experiment.test_source),
+        image_size=c.data.image_size,
+        mean=experiment.recipe.mean,
+        std=experiment.recipe.std,
+        seed=c.seed,
+        mesh=experiment.mesh,
+    )

@@ -1,0 +1,122 @@
+"""The mesh of devices, and the one table that says what is placed where on it.
+
+Axes: `data` splits the batch; `fsdp` splits the batch and every large parameter with its optimizer
+state (Rajbhandari et al. 2020, ZeRO stage 3); `tensor` splits the heads and hidden units of the ViT
+(Shoeybi et al. 2019). Nothing else in the project names a mesh axis.
+"""
+
+import re
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
+
+BATCH_AXES = ("data", "fsdp")
+
+# (pattern of the parameter's path, dimension split over `tensor`). The first that matches wins;
+# optimizer moments and averages match too, since their paths end in the parameter's own.
+TENSOR_RULES: tuple[tuple[str, int], ...] = ()
+
+# Below this many elements a parameter is kept whole on every device: gathering it would cost a
+# message for less than a message is worth.
+MIN_FSDP_ELEMENTS = 2**12
+
+
+def make_mesh(
+    *, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: list | None = None
+) -> Mesh:
+    """Builds the mesh (data, fsdp, tensor); one size may be -1, which takes what is left.
+
+    Raises:
+      ValueError: if the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    wanted = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) > 1 or any(size < 1 for size in sizes.values() if size != -1):
+        raise ValueError(
+            f"mesh sizes are positive, and at most one is -1 (all that is left): got {wanted}."
+        )
+    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+    if free and len(devices) % fixed == 0:
+        sizes[free[0]] = len(devices) // fixed
+    if int(np.prod(list(sizes.values()))) != len(devices):
+        raise ValueError(
+            f"the mesh must use every device: got {wanted} on {len(devices)} devices; "
+            "choose sizes whose product is that, or leave mesh.data=-1."
+        )
+    return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), tuple(sizes))
+
+
+def check_batch(batch_size: int, mesh: Mesh, *, name: str) -> None:
+    """Raises a ValueError unless the devices can share a batch evenly."""
+    shares = batch_shares(mesh)
+    if batch_size < 1 or batch_size % shares:
+        raise ValueError(
+            f"{name} must be a multiple of the {shares} devices that share a batch: got "
+            f"{batch_size}; use {max(shares, batch_size - batch_size % shares)} or "
+            f"{batch_size + shares - batch_size % shares}."
+        )
+
+
+def batch_shares(mesh: Mesh) -> int:
+    """Number of pieces that a batch is cut into."""
+    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Placement of anything whose first axis is the batch."""
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Placement of what every device holds whole."""
+    return NamedSharding(mesh, P())
+
+
+def per_image(fn: Callable, mesh: Mesh) -> Callable:
+    """Runs `fn`, which treats each image on its own, on each device's own images.
+
+    Without this the compiler could not know that loops over the batch inside `fn` need no
+    neighbour, and would gather the batch first.
+    """
+    return jax.shard_map(fn, mesh=mesh, in_specs=P(BATCH_AXES), out_specs=P(BATCH_AXES))
+
+
+def _spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    axes: list[str | None] = [None] * len(shape)
+    for pattern, dim in TENSOR_RULES:
+        if re.search(pattern, path):
+            if shape[dim] % mesh.shape["tensor"] == 0:
+                axes[dim] = "tensor"
+            break
+    if np.prod(shape) >= MIN_FSDP_ELEMENTS:
+        divisible = [
+            d for d, n in enumerate(shape) if axes[d] is None and n % mesh.shape["fsdp"] == 0
+        ]
+        if divisible:
+            axes[max(divisible, key=lambda d: shape[d])] = "fsdp"
+    return P(*axes)
+
+
+def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
+    """Placement of every leaf of a training state (arrays or their shapes), by the rules above."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(
+            mesh, _spec(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape, mesh)
+        ),
+        state,
+    )
+
+
+def bytes_per_device(state: PyTree, shardings: PyTree) -> int:
+    """Bytes of `state` that one device holds under `shardings`."""
+
+    def held(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> int:
+        return int(np.prod(sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(held, state, shardings)))

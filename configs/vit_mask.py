@@ -1,0 +1,82 @@
+"""A ViT that knows which patches are blurry: the paper's Table 5, and what its policies cost.
+
+    python -m bvit.main --config=configs/vit_mask.py                 # embedded photographs
+    python -m bvit.main --config=configs/vit_mask.py:folder --config.data.dir=DIR
+    python -m bvit.main --config=configs/vit_mask.py:imagenet2012    # or any tfds set
+
+`folder` takes class folders of pictures (DIR/train/CLASS/*, DIR/val/CLASS/*). Hardware, time and
+measured results stand in the README beside each command.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from bvit.config import default_config, parse_arguments
+
+
+def get_config(arguments: str = "") -> ConfigDict:
+    """Returns the locked config; `arguments` is the data set: photos, folder or a tfds name."""
+    data = parse_arguments(arguments, data="photos")["data"]
+    config = default_config()
+    config.data.name = data
+
+    # Fields of the ViT; None leaves what the name says.
+    config.model.name = "vit_tiny_patch16_224"
+    config.model.patch_size = config_dict.placeholder(int)
+    config.model.width = config_dict.placeholder(int)
+    config.model.depth = config_dict.placeholder(int)
+    config.model.num_heads = config_dict.placeholder(int)
+    config.model.pool = "cls"  # what the head reads: cls or mean
+    config.model.dropout = 0.0
+    config.model.stochastic_depth = 0.0  # share of images that skip the last block, less before it
+    config.model.remat = False  # recompute activations in the backward pass: less memory, more time
+
+    config.train.condition = "sharp+blur+region"
+    config.optimizer.clip_norm = 1.0
+    if data == "photos":
+        _photos(config)
+    elif data == "imagenet2012":
+        _imagenet(config)
+    else:
+        _small(config)
+    return config.lock()
+
+
+def _photos(config: ConfigDict) -> None:
+    """Minutes on two CPU cores: 64 px crops, 64 patches of 8 px."""
+    config.data.image_size = 64
+    config.model.patch_size = 8
+    config.model.width = 128
+    config.model.depth = 4
+    config.model.num_heads = 4
+    config.train.steps = 600
+    config.train.batch_size = 64
+    config.optimizer.warmup_steps = 50
+    config.eval.every_steps = 200
+
+
+def _small(config: ConfigDict) -> None:
+    """A few thousand pictures on a laptop: 128 px, 64 patches of 16 px."""
+    config.data.image_size = 128
+    config.data.crop_scale = (0.25, 1.0)
+    config.model.depth = 6
+    config.train.epochs = 20.0
+    config.train.batch_size = 64
+    config.optimizer.warmup_steps = 200
+    config.eval.every_steps = 1000
+
+
+def _imagenet(config: ConfigDict) -> None:
+    """ViT-S/16 on ImageNet, the recipe of Beyer et al. 2022 (arXiv:2205.01580). Not yet run."""
+    config.data.image_size = 224
+    config.model.name = "vit_small_patch16_224"
+    config.model.pool = "mean"
+    config.model.dtype = "bfloat16"
+    config.train.epochs = 90.0
+    config.train.batch_size = 1024
+    config.train.mixup = 0.2
+    config.optimizer.warmup_steps = 10_000
+    config.optimizer.weight_decay = 0.1
+    config.eval.batch_size = 1024
+    config.eval.every_steps = 5000
+    config.checkpoint.every_steps = 1000
+    config.data.num_workers = 8

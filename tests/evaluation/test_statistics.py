@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+
+from bvit.evaluation.statistics import paired_difference, wilson_interval
+
+
+@pytest.mark.parametrize(
+    # statsmodels.stats.proportion.proportion_confint(method="wilson"), and Wilson's limits at 0.
+    ("correct", "n", "low", "high"),
+    [(50, 100, 0.40383, 0.59617), (0, 10, 0.0, 0.27753), (10, 10, 0.72247, 1.0), (0, 0, 0, 1)],
+)
+def test_wilson_interval(correct, n, low, high):
+    np.testing.assert_allclose(wilson_interval(correct, n), (low, high), atol=1e-5)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    truth, n, covered_single, covered_paired = 0.7, 300, 0, 0
+    for _ in range(1000):
+        easy = rng.random(n) < 0.6
+        a = easy | (rng.random(n) < 0.25)
+        b = easy | (rng.random(n) < 0.15)
+        low, high = wilson_interval(int(a.sum()), n)
+        covered_single += low <= truth <= high
+        difference, (low, high) = paired_difference(a, b)
+        assert low <= difference <= high
+        covered_paired += low <= 0.04 <= high
+    assert 930 <= covered_single <= 970
+    assert 930 <= covered_paired <= 975
+
+
+def test_agreement_narrows_a_paired_interval():
+    rng = np.random.default_rng(1)
+    a = rng.random(1000) < 0.5
+    b = a.copy()
+    b[:20] = ~b[:20]
+    _, (low, high) = paired_difference(a, b)
+    assert high - low < 0.02
+    _, (low, high) = paired_difference(a, rng.permutation(a))
+    assert high - low > 0.06
+
+
+def test_equal_outcomes_leave_some_doubt():
+    right = np.ones(10, bool)
+    difference, (low, high) = paired_difference(right, right)
+    assert difference == 0 and low < 0 < high
+
+
+def test_different_pictures_cannot_be_paired():
+    with pytest.raises(ValueError, match="same pictures"):
+        paired_difference(np.ones(3, bool), np.ones(4, bool))
