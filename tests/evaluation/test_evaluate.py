@@ -1,0 +1,118 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bvit.evaluation.evaluate import evaluate, label_rank, make_classify, make_corrupt
+from bvit.evaluation.report import format_table, make_rows
+from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD
+from bvit.models.inputs import Policy
+from bvit.models.vit import VisionTransformer
+from bvit.training import sharding
+
+CLASSES, SIZE, IMAGES = 7, 16, 37
+MODEL = VisionTransformer(
+    num_classes=CLASSES, image_size=SIZE, patch_size=8, width=32, depth=1, num_heads=2
+)
+
+
+def test_rank_is_the_place_in_a_stable_sort():
+    rng = np.random.default_rng(0)
+    logits = rng.integers(0, 4, (200, CLASSES)).astype(np.float32)  # many ties
+    label = rng.integers(0, CLASSES, 200)
+    order = np.argsort(-logits, axis=1, kind="stable")
+    expected = [list(row).index(one) for row, one in zip(order, label, strict=True)]
+    np.testing.assert_array_equal(label_rank(logits, label), expected)
+    np.testing.assert_array_equal(label_rank(logits, label) == 0, logits.argmax(1) == label)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_never_right(value):
+    logits = np.zeros((1, CLASSES), np.float32)
+    logits[0, 2] = value
+    assert int(label_rank(jnp.asarray(logits), jnp.array([2]))[0]) == CLASSES
+
+
+def make_pictures():
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 256, (IMAGES, SIZE, SIZE, 3), np.uint8)
+    return image, rng.integers(0, CLASSES, IMAGES).astype(np.int32)
+
+
+def batches(batch_size):
+    image, label = make_pictures()
+    for start in range(0, IMAGES, batch_size):
+        rows = np.arange(start, start + batch_size)
+        chosen = np.minimum(rows, IMAGES - 1)
+        yield {
+            "image": image[chosen],
+            "label": label[chosen],
+            "index": chosen.astype(np.int32),
+            "mask": rows < IMAGES,
+        }
+
+
+def outcomes(batch_size, mesh):
+    variables = MODEL.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
+    # At initialisation all logits are nearly equal; larger ones tell the pictures apart.
+    variables = jax.tree.map(lambda x: 3 * x, variables)
+    options = {"seed": 3, "mesh": mesh}
+    return evaluate(
+        variables,
+        batches(batch_size),
+        {name: make_corrupt(name, **options) for name in ("sharp", "blur", "region")},
+        {
+            policy: make_classify(MODEL, policy, mean=IMAGENET_MEAN, std=IMAGENET_STD, **options)
+            for policy in (Policy("keep", 8), Policy("zero", 8, threshold=3e4))
+        },
+        mesh=mesh,
+    )
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return outcomes(64, sharding.make_mesh(devices=jax.devices()[:1]))
+
+
+@pytest.mark.parametrize(("batch_size", "devices"), [(7, 1), (64, 8), (16, 8)])
+def test_results_do_not_depend_on_batches_or_devices(reference, batch_size, devices):
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    for got, want in zip(outcomes(batch_size, mesh), reference, strict=True):
+        assert (got.condition, got.policy) == (want.condition, want.policy)
+        np.testing.assert_array_equal(got.index, np.arange(IMAGES))
+        np.testing.assert_array_equal(got.rank, want.rank)
+
+
+def test_conditions_and_policies_change_the_answers(reference):
+    ranks = {(o.condition, o.policy.name): tuple(o.rank) for o in reference}
+    assert len(set(ranks.values())) == len(ranks)
+
+
+def test_policies_see_identical_pixels():
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    image, _ = make_pictures()
+    index = jnp.arange(IMAGES)
+    corrupt = make_corrupt("region", seed=3, mesh=mesh)
+    pixels = corrupt(image, index)
+    np.testing.assert_array_equal(corrupt(image[5:6], index[5:6])[0], pixels[5])
+    other = make_corrupt("region", seed=4, mesh=mesh)(image, index)
+    assert np.abs(other - pixels).max() > 0.1
+
+
+def test_rows_count_every_picture_and_pair_with_keep(reference):
+    costs = {o.policy: {"tokens": 4, "gflops": 0.1, "images_per_s": None} for o in reference}
+    rows = make_rows(reference, costs)
+    for row, outcome in zip(rows, reference, strict=True):
+        assert row["n"] == IMAGES
+        assert row["top1"] == np.mean(outcome.rank == 0)
+        assert row["top5"] == np.mean(outcome.rank < 5)
+        assert row["ci95"][0] <= row["top1"] <= row["ci95"][1]
+        if row["policy"] == "keep":
+            assert row["difference"] is None
+            keep = row["top1"]
+        else:
+            np.testing.assert_allclose(row["difference"], row["top1"] - keep)
+    lines = format_table(rows).splitlines()
+    assert len(lines) == 2 + len(rows)
+    assert len({len(line) for line in lines}) == 1
+    assert f"{100 * rows[0]['top1']:.2f}" in lines[2]
