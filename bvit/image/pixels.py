@@ -1,6 +1,6 @@
 """What a picture is in bvit, and the few conversions at its border.
 
-Pixels are float in [0, 1], channels last, RGB, with any number of leading batch axes: [*b, h, w, c].
+Pixels are float in [0, 1], channels last, RGB, with any leading batch axes: [*b, h, w, c].
 """
 
 from collections.abc import Sequence
@@ -56,10 +56,10 @@ def check_image(image: ArrayLike, name: str = "image", channels: int | None = No
 def _channel_fix(name: str, shape: tuple[int, ...], wanted: Sequence[int]) -> str:
     if shape[-1] == 1 and 3 in wanted:
         return f"repeat the grey channel with jnp.repeat({name}, 3, axis=-1)."
-    if shape[-1] == 4:
-        return f"drop the alpha channel with {name}[..., :3]."
     if shape[-3] in wanted:
         return f"move the channels last with jnp.moveaxis({name}, -3, -1)."
+    if shape[-1] == 4:
+        return f"drop the alpha channel with {name}[..., :3]."
     return f"a batch of grey pictures needs a channel axis: {name}[..., None]."
 
 
@@ -67,7 +67,7 @@ def to_float(image: UInt8[ArrayLike, "*b h w c"]) -> Float[Array, "*b h w c"]:
     """8-bit pixels (0-255) as float32 in [0, 1].
 
     Raises:
-      ValueError: the pixels are not uint8 (16-bit ones would need another divisor, float ones none).
+      ValueError: the pixels are not uint8 (16-bit ones need another divisor, float ones none).
     """
     dtype = jnp.result_type(image)
     if dtype != jnp.uint8:
@@ -106,7 +106,7 @@ def normalize(
 
 
 def grayscale(image: Float[ArrayLike, "*b h w 3"]) -> Float[Array, "*b h w"]:
-    """Luma, 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601), without a channel axis, in the image's dtype.
+    """Luma, 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601), without a channel axis; keeps the dtype.
 
     Raises:
       ValueError: not an RGB image.
