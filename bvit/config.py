@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder as _optional
 
 
 def default_config() -> ConfigDict:
@@ -17,6 +18,7 @@ def default_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # of everything random: initial weights, data order, augmentation, test blurs
     c.init_from = ""  # published weights to start from: a file, or hf:<repository>; "" = random
+    c.init_head = False  # take the published head too: same classes, in the same order
 
     c.data = ConfigDict()
     c.data.name = "photos"  # photos (embedded), folder, or the name of a tfds set
@@ -34,30 +36,24 @@ def default_config() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.name = "vit_tiny_patch16_224"  # a row of bvit.models.MODELS
-    c.model.dtype = (
-        "float32"  # what the model computes in: float32 or bfloat16; parameters stay float32
-    )
+    c.model.dtype = "float32"  # of the computation: float32 or bfloat16; parameters are float32
 
     c.tokens = ConfigDict()
-    c.tokens.policy = "keep"  # what training does with blurry patches; see bvit.models.tokens
+    # What training does with blurry patches, see bvit.models.tokens: name or name:budget. Of
+    # several ("keep,merge:31") each step draws one, so that one checkpoint serves every budget.
+    c.tokens.policy = "keep"
     c.tokens.score = "laplacian"  # what patches are ranked by
-    c.tokens.budget = config_dict.placeholder(
-        int
-    )  # patch tokens computed; None = as many as it takes
-    c.tokens.threshold = (
-        100.0  # the paper's variance of the Laplacian under which a patch is blurry
-    )
-    c.tokens.zero_at = (
-        "pixels"  # zero a patch in the "pixels" (black) or when "normalized" (mean colour)
-    )
+    c.tokens.budget = _optional(int)  # patch tokens computed where a policy names no budget
+    c.tokens.threshold = 100.0  # the paper's: variance of the Laplacian under which zero blanks
+    c.tokens.zero_at = "pixels"  # zero blanks in the "pixels" (black) or when "normalized" (mean)
 
     c.train = ConfigDict()
     c.train.condition = "mix"  # sharp, blur, mix (half and half), region, or several joined by +
-    c.train.steps = config_dict.placeholder(int)  # length in updates; wins over epochs
-    c.train.epochs = config_dict.placeholder(float)  # length in passes over the training set
+    c.train.steps = _optional(int)  # length in updates; wins over epochs
+    c.train.epochs = _optional(float)  # length in passes over the training set
     c.train.batch_size = 64  # pictures for an update, over all devices
     c.train.label_smoothing = 0.0  # share of the target spread over all classes
-    c.train.mixup = 0.0  # α of the Beta distribution that pairs of pictures are mixed by; 0 = off
+    c.train.mixup = 0.0  # α of Beta(α, α), by which pairs of pictures are mixed; 0 = off
     c.train.ema_decay = 0.0  # moving average of the parameters, used in evaluation; 0 = off
     c.train.skip_nonfinite = 0  # non-finite updates in a row that are skipped before stopping
 
@@ -65,26 +61,20 @@ def default_config() -> ConfigDict:
     c.optimizer.name = "adamw"  # adamw or sgd
     c.optimizer.schedule = "cosine"  # cosine, steps or constant, after a linear warm-up
     c.optimizer.learning_rate = 1e-3  # the peak
-    c.optimizer.warmup_steps = 0
+    c.optimizer.warmup_steps = 0  # steps from a rate of 0 to the peak
     c.optimizer.boundaries = ()  # steps: when to decay, as shares of the training
     c.optimizer.decay = 0.1  # steps: factor at each boundary
     c.optimizer.momentum = 0.9  # β₁ of AdamW, momentum of SGD
     c.optimizer.b2 = 0.999  # β₂ of AdamW
     c.optimizer.weight_decay = 0.05
     c.optimizer.decay_all = False  # decay biases, norms and embeddings too
-    c.optimizer.clip_norm = config_dict.placeholder(
-        float
-    )  # global norm of the gradient; None = off
+    c.optimizer.clip_norm = _optional(float)  # largest global norm of the gradient; None = any
 
     c.eval = ConfigDict()
-    c.eval.conditions = ("sharp", "blur", "region")  # what is done to the test pictures
-    c.eval.policies = (
-        "keep",
-        "zero",
-    )  # what the model does with blurry patches; name or name:budget
+    c.eval.conditions = "sharp,blur,region"  # what is done to the test pictures
+    c.eval.policies = "keep,zero"  # what the model does with blurry patches: name or name:budget
     c.eval.batch_size = 64
     c.eval.every_steps = 0  # evaluate while training, on the curves; 0 = only at the end
-    c.eval.num_examples = 0  # evaluate on that many test pictures only; 0 = all
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every_steps = 200
@@ -129,10 +119,9 @@ def parse_arguments(text: str, **defaults: str) -> dict[str, str]:
     return values
 
 
-def words(value: str | tuple[str, ...]) -> tuple[str, ...]:
-    """Reads a tuple of names; on the command line "a,b" is the same as ("a", "b")."""
-    items = (value,) if isinstance(value, str) else value
-    return tuple(word.strip() for item in items for word in item.split(",") if word.strip())
+def words(text: str) -> tuple[str, ...]:
+    """Reads a list of names, "a,b"; brackets and quotes around them, as in Python, may stay."""
+    return tuple(word for item in text.split(",") if (word := item.strip(" ()[]'\"")))
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:

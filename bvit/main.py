@@ -12,7 +12,8 @@ from bvit import config as config_lib
 from bvit.data import UnreadableImageError
 from bvit.training.checkpoint import CheckpointError
 from bvit.training.interrupt import Interrupted
-from bvit.training.loop import NonFiniteLossError, train_and_evaluate
+from bvit.training.loop import train_and_evaluate
+from bvit.training.meter import NonFiniteLossError
 from bvit.training.rundir import RunDirectory
 from bvit.training.setup import prepare
 

@@ -2,12 +2,14 @@
 
 import dataclasses
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from bvit.image.focus import mask_patches, patch_mask
 from bvit.image.pixels import normalize
 from bvit.models import tokens
 
+# Policies that compute every token unless they are given a budget.
+UNBUDGETED = ("keep", "zero")
 ZERO_AT = ("pixels", "normalized")
 
 
@@ -46,18 +48,23 @@ class Policy:
         return self.name if self.budget is None else f"{self.name}:{self.budget}"
 
 
-def parse_policy(text: str, **options: object) -> Policy:
-    """Reads "name" or "name:budget" (`eval.policies`); `options` are the other fields of `Policy`.
+def parse_policy(text: str, *, default_budget: int | None = None, **options: object) -> Policy:
+    """Reads a policy as people type it: "name" or "name:budget".
+
+    Args:
+      text: e.g. "keep" or "merge:31".
+      default_budget: for a policy that takes a budget, where `text` names none.
+      **options: the other fields of `Policy`.
 
     Raises:
       ValueError: for an unknown policy, or a budget that is no whole number.
     """
     name, colon, budget = text.partition(":")
-    if not colon:
-        return Policy(name, **options)
-    if not budget.isdigit():
+    if colon and not budget.isdigit():
         raise ValueError(f"a policy's budget is a number of tokens: got {text!r}; e.g. drop:32.")
-    return Policy(name, **options | {"budget": int(budget)})
+    if colon:
+        return Policy(name, budget=int(budget), **options)
+    return Policy(name, budget=None if name in UNBUDGETED else default_budget, **options)
 
 
 def prepare(
@@ -81,7 +88,7 @@ def prepare(
       The normalised pictures, and the plan to hand to the ViT (None: every token).
     """
     if policy.name == "zero":
-        keep = patch_mask(image, patch_size=policy.patch_size, threshold=policy.threshold)
+        keep = _kept_by_zero(image, policy)
         if policy.zero_at == "pixels":
             image = mask_patches(image, keep, patch_size=policy.patch_size)
         image = normalize(image, mean, std)
@@ -96,6 +103,20 @@ def prepare(
         policy=policy.name,
         budget=policy.budget,
         score=policy.score,
-        key=keys,
+        key=keys if policy.name == "random" else None,
     )
     return normalize(image, mean, std), plan
+
+
+def _kept_by_zero(image: Float[Array, "n h w 3"], policy: Policy) -> Bool[Array, "n hp wp"]:
+    """The patches that `zero` leaves: the paper's threshold decides, or the budget if there is one."""
+    if policy.budget is None:
+        return patch_mask(image, patch_size=policy.patch_size, threshold=policy.threshold)
+    dropped = tokens.plan(
+        image,
+        patch_size=policy.patch_size,
+        policy="drop",
+        budget=policy.budget,
+        score=policy.score,
+    )
+    return dropped.level_map >= 0

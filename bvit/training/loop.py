@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from bvit import config as config_lib
 from bvit import data
@@ -26,7 +26,7 @@ from bvit.training.meter import Meter
 from bvit.training.metrics import MetricsWriter, read_metrics
 from bvit.training.rundir import RunDirectory, write_json
 from bvit.training.state import TrainState, create_state
-from bvit.training.step import make_train_step
+from bvit.training.step import Metrics, Recipe, make_train_step
 
 SAMPLES = 6  # test pictures that are shown with their patch masks
 
@@ -95,7 +95,7 @@ def _restore_or_create(experiment: setup.Experiment, checkpoints: Checkpoints) -
         step, state = restored
         _say(f"Going on from the checkpoint of step {step}.")
         return state
-    return jax.jit(create, out_shardings=shardings)(key)
+    return jax.jit(create, out_shardings=shardings)(key, experiment.initial)
 
 
 def train(
@@ -113,7 +113,7 @@ def train(
     c, total, start = experiment.config, experiment.total_steps, int(state.step)
     if start >= total:
         return state
-    update = _compile_step(experiment, state)
+    updates = [_compile_step(experiment, recipe, state) for recipe in experiment.recipes]
     meter = Meter(
         writer,
         experiment.schedule,
@@ -141,7 +141,7 @@ def train(
     with contextlib.closing(batches), contextlib.closing(meter), SignalWatch() as watch:
         for step in range(start + 1, total + 1):
             batch = evaluate.put_batch(meter.wait_for(batches), experiment.mesh)
-            state, metrics = update(state, batch)
+            state, metrics = updates[_draw(c.seed, step, len(updates))](state, batch)
             if pending:
                 meter.read(*pending)
             pending = (step, metrics)
@@ -162,12 +162,19 @@ def train(
     return state
 
 
-def _compile_step(experiment: setup.Experiment, state: TrainState) -> Callable:
+def _draw(seed: int, step: int, choices: int) -> int:
+    """Which recipe a step uses: drawn on the host, so that each is one compiled program."""
+    return int(np.random.default_rng((seed, step)).integers(choices))
+
+
+def _compile_step(
+    experiment: setup.Experiment, recipe: Recipe, state: TrainState
+) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, Metrics]]:
     c, mesh = experiment.config, experiment.mesh
     step = make_train_step(
         experiment.model,
         experiment.optimizer,
-        experiment.recipe,
+        recipe,
         num_classes=experiment.num_classes,
         mesh=mesh,
     )
@@ -184,7 +191,7 @@ def _compile_step(experiment: setup.Experiment, state: TrainState) -> Callable:
         .lower(state, batch)
         .compile()
     )
-    _say(f"Compiled the training step in {time.perf_counter() - began:.1f} s.")
+    _say(f"Compiled a step with {recipe.policy.label} in {time.perf_counter() - began:.1f} s.")
     return lambda state, batch: compiled(state, {name: batch[name] for name in ("image", "label")})
 
 
@@ -197,7 +204,7 @@ def _show_samples(experiment: setup.Experiment, writer: MetricsWriter, folder: P
         corrupt = evaluate.make_corrupt(name, seed=c.seed, mesh=one_device)
         sheet = pictures.mask_sheet(
             corrupt(batch["image"], batch["index"]),
-            patch_size=experiment.recipe.policy.patch_size,
+            patch_size=experiment.recipes[0].policy.patch_size,
             threshold=c.tokens.threshold,
         )
         writer.image(0, f"samples/{name}", sheet)
@@ -247,7 +254,7 @@ def _introduction(experiment: setup.Experiment, state: PyTree) -> str:
     megabytes = sharding.bytes_per_device(state, places) / 1e6
     tokens = {p.label: cost.num_tokens(p, c.data.image_size) for p in experiment.policies}
     forward = cost.gflops(
-        experiment.model, state.eval_variables, experiment.recipe.policy, c.data.image_size
+        experiment.model, state.eval_variables, experiment.recipes[0].policy, c.data.image_size
     )
     devices = jax.devices()
     return "\n".join(

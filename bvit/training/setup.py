@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,37 +16,53 @@ from ml_collections import ConfigDict
 
 from bvit import config as config_lib
 from bvit import data, models
+from bvit.data.subset import Subset
 from bvit.evaluation import cost
+from bvit.evaluation.baseline import histogram_nearest_neighbour
 from bvit.evaluation.evaluator import Evaluator
 from bvit.image import conditions
+from bvit.models import pretrained
 from bvit.models.inputs import Policy, parse_policy
 from bvit.models.vit import VisionTransformer
 from bvit.training import sharding
 from bvit.training.optimizer import make_optimizer, make_schedule
 from bvit.training.step import Recipe
 
-# Evaluation resizes the short side to 256 for a centre crop of 224 (Krizhevsky et al. 2012).
-RESIZE_RATIO = 256 / 224
 # What `zero` blanks for a CNN, which has no patches of its own: the paper's ViT has 16 px.
 CNN_PATCH_SIZE = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """The pieces of a run, checked against each other."""
+    """The pieces of a run, checked against each other.
+
+    Attributes:
+      config: where they come from.
+      mesh: the devices.
+      train_source: pictures to train on.
+      test_source: pictures to evaluate on.
+      model: the classifier.
+      recipes: how a batch may be treated; each step draws one of them.
+      initial: variables to start from, or None to draw them.
+      schedule: step → learning rate.
+      optimizer: of the parameters.
+      total_steps: length of the training.
+      conditions: what evaluation does to the pictures.
+      policies: what evaluation does with blurry patches.
+    """
 
     config: ConfigDict
     mesh: Mesh
     train_source: data.Source
     test_source: data.Source
     model: nn.Module
-    recipe: Recipe
+    recipes: tuple[Recipe, ...]
+    initial: PyTree | None
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     total_steps: int
     conditions: tuple[str, ...]
     policies: tuple[Policy, ...]
-    resize: int
 
     @property
     def num_classes(self) -> int:
@@ -68,16 +85,15 @@ def prepare(config: ConfigDict) -> Experiment:
             "train.mixup mixes pictures in pairs: each device needs an even share of "
             f"train.batch_size={c.train.batch_size}, got {sharding.batch_shares(mesh)} devices."
         )
-    for key in ("train.batch_size", "eval.batch_size"):
-        _check_processes(key, config_lib.flatten(c)[key])
     train_source, test_source = _sources(c)
     model = _model(c, train_source.num_classes)
     names = config_lib.words(c.eval.conditions)
     for name in (c.train.condition, *names):
         conditions.parts(name)
-    train_policy = _policy(c, model, c.tokens.policy)
+    train_policies = tuple(_policy(c, model, text) for text in config_lib.words(c.tokens.policy))
     policies = tuple(_policy(c, model, text) for text in config_lib.words(c.eval.policies))
-    _check_shapes(c, model, (train_policy, *policies))
+    for policy in (*train_policies, *policies):
+        cost.num_tokens(policy, c.data.image_size)  # a budget that can't be is an error here
     total_steps = _total_steps(c, len(train_source))
     schedule = make_schedule(
         c.optimizer.schedule,
@@ -93,7 +109,8 @@ def prepare(config: ConfigDict) -> Experiment:
         train_source=train_source,
         test_source=test_source,
         model=model,
-        recipe=_recipe(c, train_policy),
+        recipes=tuple(_recipe(c, policy) for policy in train_policies),
+        initial=_initial(c, train_source.num_classes),
         schedule=schedule,
         optimizer=make_optimizer(
             c.optimizer.name,
@@ -107,15 +124,7 @@ def prepare(config: ConfigDict) -> Experiment:
         total_steps=total_steps,
         conditions=names,
         policies=policies,
-        resize=c.data.resize or round(c.data.image_size * RESIZE_RATIO),
     )
-
-
-def _check_processes(name: str, batch_size: int) -> None:
-    if batch_size % jax.process_count():
-        raise ValueError(
-            f"{name} must be a multiple of the {jax.process_count()} processes: got {batch_size}."
-        )
 
 
 def _sources(c: ConfigDict) -> tuple[data.Source, data.Source]:
@@ -130,11 +139,28 @@ def _sources(c: ConfigDict) -> tuple[data.Source, data.Source]:
     )
 
 
-def _model(c: ConfigDict, num_classes: int) -> nn.Module:
+def _model_options(c: ConfigDict) -> dict[str, Any]:
     options = {k: v for k, v in c.model.items() if k != "name" and v is not None}
     if c.model.name.startswith("vit"):
         options["image_size"] = c.data.image_size
-    return models.create(c.model.name, num_classes=num_classes, **options)
+    return options
+
+
+def _model(c: ConfigDict, num_classes: int) -> nn.Module:
+    return models.create(c.model.name, num_classes=num_classes, **_model_options(c))
+
+
+def _initial(c: ConfigDict, num_classes: int) -> PyTree | None:
+    if not c.init_from:
+        return None
+    return pretrained.load(
+        c.model.name,
+        c.init_from,
+        replace_head=not c.init_head,
+        seed=c.seed,
+        num_classes=num_classes,
+        **_model_options(c),
+    )
 
 
 def _policy(c: ConfigDict, model: nn.Module, text: str) -> Policy:
@@ -142,7 +168,7 @@ def _policy(c: ConfigDict, model: nn.Module, text: str) -> Policy:
     policy = parse_policy(
         text,
         patch_size=model.patch_size if is_vit else CNN_PATCH_SIZE,
-        budget=c.tokens.budget,
+        default_budget=c.tokens.budget,
         score=c.tokens.score,
         threshold=c.tokens.threshold,
         zero_at=c.tokens.zero_at,
@@ -153,12 +179,6 @@ def _policy(c: ConfigDict, model: nn.Module, text: str) -> Policy:
             "use keep or zero, or a ViT."
         )
     return policy
-
-
-def _check_shapes(c: ConfigDict, model: nn.Module, policies: tuple[Policy, ...]) -> None:
-    """Draws each policy's plan in the abstract, so that a budget that can't be shows here."""
-    for policy in policies:
-        cost.num_tokens(policy, c.data.image_size)
 
 
 def _recipe(c: ConfigDict, policy: Policy) -> Recipe:
@@ -199,11 +219,52 @@ def test_batches(experiment: Experiment) -> Iterator[dict[str, np.ndarray]]:
         experiment.test_source,
         batch_size=c.eval.batch_size,
         image_size=c.data.image_size,
-        resize=experiment.resize,
+        resize=c.data.resize or None,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        num_workers=c.data.num_workers,
         on_error=c.data.on_error,
     )
+
+
+def sample_batch(experiment: Experiment, count: int) -> dict[str, np.ndarray]:
+    """A few test pictures spread evenly over the set, and so over its classes."""
+    c, source = experiment.config, experiment.test_source
+    places = np.linspace(0, len(source) - 1, min(count, len(source))).astype(np.int32)
+    batches = data.eval_batches(
+        Subset(source, places),
+        batch_size=len(places),
+        image_size=c.data.image_size,
+        resize=c.data.resize or None,
+        on_error=c.data.on_error,
+    )
+    with batches:
+        return next(batches) | {"index": places}
+
+
+def baselines(experiment: Experiment) -> dict[str, float]:
+    """What a nearest neighbour by histogram gets: accuracy that needs no structure.
+
+    Only for the embedded photographs, which were retouched so that it should fail; larger sets
+    would have to be read whole.
+    """
+    if experiment.config.data.name != "photos":
+        return {}
+    (train, train_labels), (test, test_labels) = (
+        _read_all(experiment, source)
+        for source in (experiment.train_source, experiment.test_source)
+    )
+    predicted = histogram_nearest_neighbour(train, train_labels, test)
+    return {"histogram nearest neighbour": float(np.mean(predicted == test_labels))}
+
+
+def _read_all(experiment: Experiment, source: data.Source) -> tuple[np.ndarray, np.ndarray]:
+    c = experiment.config
+    options = {"image_size": c.data.image_size, "resize": c.data.resize or None}
+    with data.eval_batches(source, batch_size=c.eval.batch_size, **options) as batches:
+        kept = [(batch["image"][batch["mask"]], batch["label"][batch["mask"]]) for batch in batches]
+    images, labels = zip(*kept, strict=True)
+    return np.concatenate(images), np.concatenate(labels)
 
 
 def make_evaluator(experiment: Experiment) -> Evaluator:
@@ -216,8 +277,8 @@ def make_evaluator(experiment: Experiment) -> Evaluator:
         policies=experiment.policies,
         num_images=len(experiment.test_source),
         image_size=c.data.image_size,
-        mean=experiment.recipe.mean,
-        std=experiment.recipe.std,
+        mean=experiment.recipes[0].mean,
+        std=experiment.recipes[0].std,
         seed=c.seed,
         mesh=experiment.mesh,
     )

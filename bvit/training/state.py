@@ -35,9 +35,10 @@ class TrainState:
 
 def create_state(
     key: Array,
+    variables: PyTree | None = None,
+    *,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    *,
     image_size: int,
     ema: bool = False,
 ) -> TrainState:
@@ -45,13 +46,16 @@ def create_state(
 
     Args:
       key: PRNG key of the initialisation.
+      variables: published weights to start from; None draws new ones.
       model: a model of `bvit.models.create`.
       optimizer: of `make_optimizer`.
       image_size: side of the (square) training pictures, in pixels.
       ema: keep a moving average of the parameters.
     """
-    images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
-    variables = dict(model.init(key, images, train=False))
+    if variables is None:
+        images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+        variables = model.init(key, images, train=False)
+    variables = dict(variables)
     params = variables.pop("params")
     return TrainState(
         step=jnp.zeros((), jnp.int32),
