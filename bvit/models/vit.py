@@ -6,9 +6,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, DTypeLike, Float
+from jaxtyping import Array, Bool, DTypeLike, Float, Shaped
 
-from bvit.models import tokens
+from bvit.image.patches import check_patch_size, patchify
+from bvit.models import pyramid, tokens
+from bvit.models.tokens import TokenPlan
 
 CHANNELS = 3
 
@@ -44,16 +46,25 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; tokens that `mask` calls padding are not attended to."""
+    """Multi-head self-attention."""
 
     num_heads: int
     dtype: DTypeLike
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n t width"], mask: Bool[Array, "n t"] | None
+        self,
+        x: Float[Array, "n t width"],
+        mask: Bool[Array, "n t"] | None,
+        bias: Float[Array, "n t"] | None,
     ) -> Float[Array, "n t width"]:
-        """Mixes the tokens of each image."""
+        """Mixes the tokens of each image.
+
+        Args:
+          x: the tokens.
+          mask: False for tokens that are padding, and not attended to.
+          bias: added to the logits of attending to each token.
+        """
         width = x.shape[-1]
         # The axes 3 (query, key, value) × heads × head_dim stay apart in the kernel, so that heads
         # can be sharded; flattened, it is timm's qkv weight, transposed.
@@ -64,12 +75,17 @@ class Attention(nn.Module):
             name="qkv",
         )(x)
         query, key, value = jnp.moveaxis(qkv, -3, 0)
-        # [n, heads, queries, keys], broadcast over heads and queries.
-        attend_to = None if mask is None else mask[:, None, None, :]
-        x = jax.nn.dot_product_attention(query, key, value, mask=attend_to)
+        x = jax.nn.dot_product_attention(
+            query, key, value, mask=_over_queries(mask), bias=_over_queries(bias)
+        )
         return nn.DenseGeneral(
             width, axis=(-2, -1), dtype=self.dtype, kernel_init=_truncated_normal, name="proj"
         )(x)
+
+
+def _over_queries(x: Shaped[Array, "n t"] | None) -> Shaped[Array, "n 1 1 t"] | None:
+    """Broadcasts over the axes of attention, [n, heads, queries, keys]."""
+    return None if x is None else x[:, None, None, :]
 
 
 class Mlp(nn.Module):
@@ -102,9 +118,13 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "n t width"], mask: Bool[Array, "n t"] | None, train: bool
+        self,
+        x: Float[Array, "n t width"],
+        mask: Bool[Array, "n t"] | None,
+        bias: Float[Array, "n t"] | None,
+        train: bool,
     ) -> Float[Array, "n t width"]:
-        """One layer of the encoder."""
+        """One layer of the encoder; `mask` and `bias` are those of the attention."""
 
         def add(branch: Float[Array, "n t width"]) -> Float[Array, "n t width"]:
             branch = nn.Dropout(self.dropout, deterministic=not train)(branch)
@@ -113,7 +133,7 @@ class Block(nn.Module):
             )
 
         normed = _LayerNorm(dtype=self.dtype, name="norm1")(x)
-        x = add(Attention(self.num_heads, self.dtype, name="attn")(normed, mask))
+        x = add(Attention(self.num_heads, self.dtype, name="attn")(normed, mask, bias))
         normed = _LayerNorm(dtype=self.dtype, name="norm2")(x)
         hidden = round(x.shape[-1] * self.mlp_ratio)
         return add(Mlp(hidden, self.dropout, self.dtype, name="mlp")(normed, train))
@@ -124,7 +144,8 @@ class VisionTransformer(nn.Module):
 
     All fields are static. Parameters are float32 whatever `dtype` is, and named as in timm:
     `patch_embed`, `cls_token`, `pos_embed`, `blocks_0` … with `norm1`, `attn/qkv`, `attn/proj`,
-    `norm2`, `mlp/fc1`, `mlp/fc2`, then `norm` and `head`.
+    `norm2`, `mlp/fc1`, `mlp/fc2`, then `norm` and `head`; merge_levels adds `scale_embed`, and
+    merge_detail `detail_kernel`.
 
     Attributes:
       num_classes: logits for each image.
@@ -135,12 +156,21 @@ class VisionTransformer(nn.Module):
       num_heads: attention heads in a block.
       mlp_ratio: hidden features of the MLP, as a multiple of width.
       pool: what the head reads. "cls": the class token, after the final norm. "mean": the mean of
-        the patch tokens, normed after averaging (timm's `fc_norm`); there is no class token then.
+        the patch tokens, normed after averaging (timm's `fc_norm`); there is no class token then. A
+        merged token counts as often as the patches it stands for, so that the mean stays one over
+        the area of the image, whatever the plan.
       dropout: rate on the embeddings and inside and after the branches, when training.
       stochastic_depth: rate at which the last block's branches are skipped, when training; it grows
         linearly from 0 at the first block (Huang et al. 2016, arXiv:1603.09382).
       dtype: what the blocks compute in; the final norm and the head always use float32.
       remat: recompute each block's activations in the backward pass, to save memory.
+      merge_levels: levels of merged tokens that get a learned scale embedding; it starts at zero,
+        where it changes nothing. Plans may merge without it, or further.
+      merge_detail: also give each merged token a projection of the embeddings of the four tiles
+        one level below that it stands for, so that their detail is not lost; it too starts at zero
+        (after APT: Choudhury et al. 2025, arXiv:2510.18091). Embeds every patch.
+      size_bias: attend to a token in proportion to the patches it stands for, by log(size) added to
+        the attention's logits (Bolya et al. 2023, arXiv:2210.09461, equation 1).
     """
 
     num_classes: int = 1000
@@ -155,11 +185,14 @@ class VisionTransformer(nn.Module):
     stochastic_depth: float = 0.0
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    merge_levels: int = 0
+    merge_detail: bool = False
+    size_bias: bool = False
 
     def __post_init__(self):
         """Raises ValueError for sizes that do not fit together, before anything is compiled."""
         super().__post_init__()
-        tokens.check_patch_size(self._image_shape, self.patch_size)
+        check_patch_size(self._image_shape, self.patch_size)
         if self.width % self.num_heads:
             below = self.width - self.width % self.num_heads
             raise ValueError(
@@ -173,6 +206,11 @@ class VisionTransformer(nn.Module):
             rate = getattr(self, name)
             if not 0 <= rate < 1:
                 raise ValueError(f"{name} must be a rate in [0, 1): got {rate}.")
+        if self.merge_detail and not self.merge_levels:
+            raise ValueError(
+                "merge_detail needs merge_levels, the levels it is learned for: got "
+                "merge_levels=0; use merge_levels=1, or 2 for policy 'merge2'."
+            )
 
     @property
     def _image_shape(self) -> tuple[int, int]:
@@ -187,28 +225,28 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "n h w 3"], train: bool = False
+        self, images: Float[Array, "n h w 3"], train: bool = False, plan: TokenPlan | None = None
     ) -> Float[Array, "n num_classes"]:
         """Classifies images.
 
         Args:
           images: [n, h, w, 3], normalised, of the model's image_size.
           train: whether to drop units and branches; needs a "dropout" key when a rate is above 0.
+          plan: the tokens to compute for each image, of `bvit.models.tokens.plan`; None is all.
 
         Returns:
           float32 logits.
 
         Raises:
-          ValueError: the images are not what the model was made for.
+          ValueError: the images or the plan are not what the model was made for.
         """
         self._check_images(images)
-        x = PatchEmbed(self.width, self.patch_size, self.dtype, name="patch_embed")(
-            tokens.patchify(images, self.patch_size)
-        )
-        x = self._add_positions(x)
+        if plan is not None:
+            self._check_plan(plan, len(images))
+        x = self._embed(images, plan)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = self._encode(x, None, train)
-        return self._classify(x)
+        x = self._encode(x, plan, train)
+        return self._classify(x, plan)
 
     def _check_images(self, images: Array) -> None:
         height, width = self._image_shape
@@ -231,25 +269,86 @@ class VisionTransformer(nn.Module):
                 "bvit.image.pixels.to_float, then bvit.image.pixels.normalize."
             )
 
-    def _add_positions(self, x: Float[Array, "n t width"]) -> Float[Array, "n t width"]:
-        """Adds the position embedding, and puts the class token first where there is one."""
-        prefix = int(self.pool == "cls")
-        count = prefix + self.grid[0] * self.grid[1]
-        positions = self.param("pos_embed", _truncated_normal, (1, count, self.width))
-        positions = positions.astype(self.dtype)
-        x = x + positions[:, prefix:]
-        if not prefix:
+    def _check_plan(self, plan: TokenPlan, count: int) -> None:
+        made_for = (plan.grid, plan.patch_size, plan.tile.shape[:-1])
+        if made_for != (self.grid, self.patch_size, (count,)):
+            raise ValueError(
+                f"the plan must be for {count} images of {self.grid[0]}×{self.grid[1]} patches of "
+                f"{self.patch_size} pixels, in one batch axis: got one for batch shape "
+                f"{plan.tile.shape[:-1]}, {plan.grid[0]}×{plan.grid[1]} patches of "
+                f"{plan.patch_size} pixels; draw it from these images, before normalisation, with "
+                f"bvit.models.tokens.plan(images, patch_size={self.patch_size}, …)."
+            )
+
+    @property
+    def _prefix(self) -> int:
+        """Tokens before the patches'."""
+        return int(self.pool == "cls")
+
+    def _embed(
+        self, images: Float[Array, "n h w 3"], plan: TokenPlan | None
+    ) -> Float[Array, "n t width"]:
+        """The encoder's tokens: the class token, where there is one, and those of the patches."""
+        embed = PatchEmbed(self.width, self.patch_size, self.dtype, name="patch_embed")
+        shape = (1, self._prefix + self.grid[0] * self.grid[1], self.width)
+        positions = self.param("pos_embed", _truncated_normal, shape)
+        own, positions = positions[:, : self._prefix], positions[:, self._prefix :]
+        # What is learned for merged tokens exists whether or not this call has any.
+        scale = detail = None
+        if self.merge_levels:
+            scale = self.param(
+                "scale_embed", nn.initializers.zeros, (self.merge_levels, self.width)
+            )
+        if self.merge_detail:
+            shape = (self.merge_levels, 4 * self.width, self.width)
+            detail = self.param("detail_kernel", nn.initializers.zeros, shape)
+        if plan is None:
+            x = embed(patchify(images, self.patch_size)) + positions.astype(self.dtype)
+        else:
+            x = self._embed_plan(embed, images, plan, positions, scale, detail)
+        if not self._prefix:
             return x
         token = self.param("cls_token", _truncated_normal, (1, 1, self.width))
-        token = token.astype(self.dtype) + positions[:, :1]
-        return jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, self.width)), x], axis=1)
+        token = jnp.broadcast_to((token + own).astype(self.dtype), (len(x), 1, self.width))
+        return jnp.concatenate([token, x], axis=1)
+
+    def _embed_plan(
+        self,
+        embed: PatchEmbed,
+        images: Float[Array, "n h w 3"],
+        plan: TokenPlan,
+        positions: Float[Array, "1 patches width"],
+        scale: Float[Array, "levels width"] | None,
+        detail: Float[Array, "levels four_widths width"] | None,
+    ) -> Float[Array, "n t width"]:
+        """The tokens that a plan names: tiles embedded, with positions, scale and detail."""
+        tiles = tokens.tiles(images, plan)
+        grid = positions.reshape(1, *self.grid, self.width)
+        added = tokens.gather(tokens.tiles(grid, plan), plan)
+        if scale is not None:
+            # A level that has no embedding matches none.
+            levels = plan.level[..., None] == 1 + jnp.arange(len(scale))
+            added = added + levels.astype(scale.dtype) @ scale
+        if detail is None or not plan.levels:
+            x = embed(tokens.gather(tiles, plan))
+        else:
+            # The finer tiles are no tokens of their own, so every tile is embedded.
+            tiles = embed(tiles)
+            x = tokens.gather(tiles + _details(tiles, plan, detail.astype(self.dtype)), plan)
+        return x + added.astype(self.dtype)
 
     def _encode(
-        self, x: Float[Array, "n t width"], mask: Bool[Array, "n t"] | None, train: bool
+        self, x: Float[Array, "n t width"], plan: TokenPlan | None, train: bool
     ) -> Float[Array, "n t width"]:
         """Runs the blocks."""
-        # Argument 3 is `train`, which is static (0 is the module).
-        block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
+        mask = bias = None
+        if plan is not None and plan.mask is not None:
+            mask = self._with_class_token(plan.mask, True)
+        if plan is not None and self.size_bias:
+            # Padding has size 0 and is masked: its bias has only to be finite.
+            bias = self._with_class_token(jnp.log(jnp.maximum(plan.size, 1)), 0)
+        # Argument 4 is `train`, which is static (0 is the module).
+        block = nn.remat(Block, static_argnums=(4,)) if self.remat else Block
         for i in range(self.depth):
             drop_path = self.stochastic_depth * i / max(self.depth - 1, 1)
             x = block(
@@ -259,12 +358,43 @@ class VisionTransformer(nn.Module):
                 drop_path,
                 self.dtype,
                 name=f"blocks_{i}",
-            )(x, mask, train)
+            )(x, mask, bias, train)
         return x
 
-    def _classify(self, x: Float[Array, "n t width"]) -> Float[Array, "n num_classes"]:
+    def _with_class_token(
+        self, values: Shaped[Array, "n t"], own: float | bool
+    ) -> Shaped[Array, "n t+prefix"]:
+        """Puts the class token's value before those of the patch tokens."""
+        return jnp.pad(values, ((0, 0), (self._prefix, 0)), constant_values=own)
+
+    def _classify(
+        self, x: Float[Array, "n t width"], plan: TokenPlan | None
+    ) -> Float[Array, "n num_classes"]:
         """Pools the tokens, norms, and applies the head, in float32."""
         x = x.astype(jnp.float32)
-        pooled = x[:, 0] if self.pool == "cls" else x.mean(axis=1)
+        if self.pool == "cls":
+            pooled = x[:, 0]
+        elif plan is None:
+            pooled = x.mean(axis=1)
+        else:
+            size = plan.size[..., None]
+            pooled = (size * x).sum(axis=1) / size.sum(axis=1)
         pooled = _LayerNorm(name="norm")(pooled)
         return nn.Dense(self.num_classes, kernel_init=_truncated_normal, name="head")(pooled)
+
+
+def _details(
+    embedded: Float[Array, "n tiles width"],
+    plan: TokenPlan,
+    kernel: Float[Array, "levels four_widths width"],
+) -> Float[Array, "n tiles width"]:
+    """For each tile above level 0, the projected embeddings of the four tiles below it; else 0."""
+    grids = pyramid.level_grids(plan.grid, plan.levels)
+    ends = pyramid.level_starts(plan.grid, plan.levels)[1:-1]
+    levels = jnp.split(embedded, ends, axis=1)
+    details = [jnp.zeros_like(level) for level in levels]
+    for i in range(min(plan.levels, len(kernel))):
+        finer = levels[i].reshape(len(embedded), *grids[i], -1)
+        rows, columns = grids[i + 1]
+        details[i + 1] = patchify(finer[:, : 2 * rows, : 2 * columns], 2) @ kernel[i]
+    return jnp.concatenate(details, axis=1)

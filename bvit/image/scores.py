@@ -1,0 +1,211 @@
+"""Focus scores: how much detail each patch holds, to rank patches by.
+
+They agree on photographs that are partly blurred, and differ elsewhere: the variance of the
+Laplacian takes noise for sharpness, all but the last take a flat wall for blur. High is sharp.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from bvit.image.batching import map_images
+from bvit.image.focus import WHITE, patch_laplacian_variance
+from bvit.image.patches import block_values, check_patch_size, halve
+from bvit.image.pixels import check_image, grayscale
+
+Score = Callable[..., Float[Array, "*b h/p w/p"]]
+
+# Bins of the entropy's histogram, 16 grey levels wide: a patch has only a few hundred pixels.
+ENTROPY_BINS = 16
+
+# `relative_detail` takes contrast under these for flat: in squared grey levels, and in units of the
+# noise variance. Over half-blurred photographs (σ from 1.5 to 3 pixels) the probability that it
+# ranks a sharp patch over a blurred one is 0.92 to 0.95 for constants of 0.1 to 30 and 10.
+FLAT_VARIANCE = 30.0
+FLAT_NOISE_VARIANCES = 10.0
+# The quantile of patches, by energy of their finest diagonal detail, that show noise alone.
+NOISE_QUANTILE = 0.25
+
+
+def tenengrad(
+    image: Float[ArrayLike, "*b h w 3"], *, patch_size: int
+) -> Float[Array, "*b h/p w/p"]:
+    """Gradient energy: the mean of Gx² + Gy² over each patch, by Sobel's 3×3 kernels.
+
+    Less of noise and more of strong smooth edges than the Laplacian (Krotkov 1987, "Focusing").
+
+    Args:
+      image: RGB in [0, 1], any leading batch axes; the border is mirrored without repeating it.
+      patch_size: side of the patches in pixels, a divisor of height and width; static.
+
+    Returns:
+      [*b, h/p, w/p], float32, in squared 0-255 grey levels times Sobel's gain of 8².
+
+    Raises:
+      ValueError: not an RGB image, or patches that do not fit.
+    """
+    return _score(image, patch_size, _tenengrad)
+
+
+def reblur_error(
+    image: Float[ArrayLike, "*b h w 3"], *, patch_size: int
+) -> Float[Array, "*b h/p w/p"]:
+    """What halving the resolution loses: the mean squared error of scaling down and up again.
+
+    Down by averaging 2×2 pixels, up by linear interpolation; that which `merge` does to a blurry
+    block. (Crete et al. 2007 blur again too, and compare gradients.)
+
+    Args:
+      image: RGB in [0, 1], any leading batch axes; its edge pixels are repeated.
+      patch_size: side of the patches in pixels, a divisor of height and width; static.
+
+    Returns:
+      [*b, h/p, w/p], float32, in squared 0-255 grey levels.
+
+    Raises:
+      ValueError: not an RGB image, or patches that do not fit.
+    """
+    return _score(image, patch_size, _reblur_error)
+
+
+def entropy(image: Float[ArrayLike, "*b h w 3"], *, patch_size: int) -> Float[Array, "*b h/p w/p"]:
+    """Shannon entropy of each patch's histogram of grey levels (16 bins), in bits.
+
+    Sees context rather than focus: blurring an edge does not lower it. Its gradient is 0.
+
+    Args:
+      image: RGB in [0, 1], any leading batch axes.
+      patch_size: side of the patches in pixels, a divisor of height and width; static.
+
+    Returns:
+      [*b, h/p, w/p], float32, from 0 (one grey level) to 4.
+
+    Raises:
+      ValueError: not an RGB image, or patches that do not fit.
+    """
+    return _score(image, patch_size, _entropy)
+
+
+def relative_detail(
+    image: Float[ArrayLike, "*b h w 3"], *, patch_size: int
+) -> Float[Array, "*b h/p w/p"]:
+    """The share of a patch's contrast that is fine detail: robust to noise and to low contrast.
+
+    The variance of the Laplacian of the smoothed image (binomial 3×3), over the variance of the
+    image itself. A floor in the denominator, fixed plus a multiple of the noise variance, keeps
+    patches of noise alone from ranking high. The noise variance is that of the finest diagonal
+    Haar coefficients (Donoho and Johnstone 1994) in the quietest quarter of the patches, so a
+    patch's score depends a little on the rest of its image.
+
+    Args:
+      image: RGB in [0, 1], any leading batch axes; the border is mirrored without repeating it.
+      patch_size: side of the patches in pixels, at least 2, a divisor of height and width; static.
+
+    Returns:
+      [*b, h/p, w/p], float32, without unit.
+
+    Raises:
+      ValueError: not an RGB image, or patches that do not fit.
+    """
+    if patch_size < 2:
+        raise ValueError(f"patch_size must be at least 2 to show noise: got {patch_size}.")
+    return _score(image, patch_size, _relative_detail)
+
+
+SCORES: dict[str, Score] = {
+    "laplacian": patch_laplacian_variance,
+    "tenengrad": tenengrad,
+    "reblur": reblur_error,
+    "entropy": entropy,
+    "relative": relative_detail,
+}
+
+
+def _score(image, patch_size, function):
+    check_image(image, channels=3)
+    check_patch_size(np.shape(image)[-3:-1], patch_size)
+    return _mapped(image, patch_size=patch_size, function=function)
+
+
+@partial(jax.jit, static_argnames=("patch_size", "function"))
+def _mapped(image, *, patch_size, function):
+    def one(image):
+        return function(WHITE * grayscale(image.astype(jnp.float32)), patch_size)
+
+    return map_images(one, jnp.asarray(image))
+
+
+def _tenengrad(grey, patch_size):
+    gradients = [_sobel(grey, axis) for axis in (0, 1)]
+    return block_values(sum(g * g for g in gradients), patch_size).mean(-1)
+
+
+def _reblur_error(grey, patch_size):
+    height, width = grey.shape
+    even = jnp.pad(grey, ((0, height % 2), (0, width % 2)), mode="edge")
+    coarse = halve(even[..., None])[..., 0]
+    error = (even - _double(_double(coarse, 0), 1))[:height, :width]
+    return block_values(error * error, patch_size).mean(-1)
+
+
+def _entropy(grey, patch_size):
+    bins = jnp.clip(grey * (ENTROPY_BINS / (WHITE + 1)), 0, ENTROPY_BINS - 1).astype(jnp.int32)
+    one_hot = block_values(bins, patch_size)[..., None] == jnp.arange(ENTROPY_BINS)
+    shares = one_hot.mean(-2, dtype=jnp.float32)
+    return jax.scipy.special.entr(shares).sum(-1) / np.log(2)
+
+
+def _relative_detail(grey, patch_size):
+    fine = _laplacian(_binomial(_binomial(grey, 0), 1))
+    fine = block_values(fine, patch_size).var(-1)
+    contrast = block_values(grey, patch_size).var(-1)
+    floor = FLAT_VARIANCE + FLAT_NOISE_VARIANCES * _noise_variance(grey, patch_size)
+    return fine / (contrast + floor)
+
+
+def _noise_variance(grey, patch_size):
+    a, b, c, d = (grey[i::2, j::2] for i in (0, 1) for j in (0, 1))
+    height, width = d.shape
+    diagonal = (a[:height, :width] - b[:height] - c[:, :width] + d) / 2
+    energy = block_values(diagonal * diagonal, patch_size // 2).mean(-1)
+    return jnp.quantile(energy, NOISE_QUANTILE)
+
+
+def _mirrored(x, axis):
+    """Each value's neighbours before and after it; at the border the inner one stands for both."""
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (1, 1)
+    padded = jnp.pad(x, padding, mode="reflect")
+    size = x.shape[axis]
+    return (jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in (0, 2))
+
+
+def _sobel(x, axis):
+    before, after = _mirrored(x, axis)
+    difference = after - before
+    before, after = _mirrored(difference, 1 - axis)
+    return before + 2 * difference + after
+
+
+def _binomial(x, axis):
+    before, after = _mirrored(x, axis)
+    return (before + 2 * x + after) / 4
+
+
+def _laplacian(x):
+    return sum(sum(_mirrored(x, axis)) for axis in (0, 1)) - 4 * x
+
+
+def _double(x, axis):
+    """Linear interpolation to twice the size, pixel centres a quarter off, edges repeated."""
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (1, 1)
+    padded = jnp.pad(x, padding, mode="edge")
+    size = x.shape[axis]
+    before, after = (jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in (0, 2))
+    both = jnp.stack([(3 * x + before) / 4, (3 * x + after) / 4], axis=axis + 1)
+    return both.reshape([2 * n if i == axis else n for i, n in enumerate(x.shape)])
