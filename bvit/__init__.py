@@ -1,0 +1,36 @@
+"""bvit classifies blurred images without deblurring them: functions to plug into other JAX projects.
+
+Importing it loads jax, flax and nothing heavier. `bvit.pretrained`, which reads published weights,
+loads when it is first used.
+"""
+
+import importlib
+from types import ModuleType
+
+from bvit import image, models
+from bvit.image import (
+    gaussian_blur,
+    mask_patches,
+    patch_laplacian_variance,
+    patch_mask,
+    random_gaussian_blur,
+    region_blur,
+)
+
+__all__ = [
+    "gaussian_blur",
+    "image",
+    "mask_patches",
+    "models",
+    "patch_laplacian_variance",
+    "patch_mask",
+    "pretrained",
+    "random_gaussian_blur",
+    "region_blur",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name == "pretrained":
+        return importlib.import_module("bvit.models.pretrained")
+    raise AttributeError(f"module 'bvit' has no attribute {name!r}")
