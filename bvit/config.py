@@ -49,7 +49,7 @@ def default_config() -> ConfigDict:
 
     c.train = ConfigDict()
     c.train.condition = "mix"  # sharp, blur, mix (half and half), region, or several joined by +
-    c.train.steps = _optional(int)  # length in updates; wins over epochs
+    c.train.steps = _optional(int)  # length in updates, wins over epochs; 0 = evaluate only
     c.train.epochs = _optional(float)  # length in passes over the training set
     c.train.batch_size = 64  # pictures for an update, over all devices
     c.train.label_smoothing = 0.0  # share of the target spread over all classes

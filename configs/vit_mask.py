@@ -29,6 +29,9 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.model.dropout = 0.0
     config.model.stochastic_depth = 0.0  # share of images that skip the last block, less before it
     config.model.remat = False  # recompute activations in the backward pass: less memory, more time
+    config.model.merge_levels = 1  # levels of merged tokens with a learned embedding
+    config.model.merge_detail = False  # give a merged token the detail of its patches too
+    config.model.size_bias = True  # attend to a token in proportion to the patches it stands for
 
     config.train.condition = "sharp+blur+region"
     config.optimizer.clip_norm = 1.0
@@ -48,6 +51,7 @@ def _photos(config: ConfigDict) -> None:
     config.model.width = 128
     config.model.depth = 4
     config.model.num_heads = 4
+    config.model.pool = "mean"
     config.train.steps = 600
     config.train.batch_size = 64
     config.optimizer.warmup_steps = 50
@@ -59,6 +63,7 @@ def _small(config: ConfigDict) -> None:
     config.data.image_size = 128
     config.data.crop_scale = (0.25, 1.0)
     config.model.depth = 6
+    config.model.pool = "mean"
     config.train.epochs = 20.0
     config.train.batch_size = 64
     config.optimizer.warmup_steps = 200

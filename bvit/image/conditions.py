@@ -2,7 +2,7 @@
 
 Training and evaluation read the same table, so that “blur” means one thing. A mixture such as
 "sharp+blur" draws one of its parts for each image with equal chance; "mix" is the paper's name for
-that one.
+that one. "gaussian:2.5" blurs every image with that σ.
 """
 
 import difflib
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from bvit.image.blur import random_gaussian_blur, region_blur
+from bvit.image.blur import gaussian_blur, random_gaussian_blur, region_blur
 
 Pixels = Float[Array, "n h w c"]
 
@@ -32,6 +32,14 @@ def _blur(keys: Array, image: Pixels) -> Pixels:
     )
 
 
+def _gaussian(sigma: float) -> Callable[[Array, Pixels], Pixels]:
+    def blur(keys: Array, image: Pixels) -> Pixels:
+        del keys
+        return gaussian_blur(image, sigma, kernel_size=PAPER_KERNEL_SIZE)
+
+    return blur
+
+
 CONDITIONS: dict[str, Callable[[Array, Pixels], Pixels]] = {
     "sharp": _sharp,
     "blur": _blur,
@@ -40,20 +48,31 @@ CONDITIONS: dict[str, Callable[[Array, Pixels], Pixels]] = {
 MIXTURES = {"mix": "sharp+blur"}
 
 
-def parts(name: str) -> tuple[str, ...]:
-    """Splits a condition into the ones it is a mixture of.
+def parts(name: str) -> tuple[Callable[[Array, Pixels], Pixels], ...]:
+    """The functions (keys, image) → image that a condition is a mixture of, mostly one.
 
     Raises:
       ValueError: for an unknown name; it suggests the nearest.
     """
-    names = tuple(MIXTURES.get(name, name).split("+"))
-    for part in names:
-        if part not in CONDITIONS:
-            known = [*CONDITIONS, *MIXTURES]
-            near = difflib.get_close_matches(part, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "join several with '+'."
-            raise ValueError(f"condition must be one of {', '.join(known)}: got {name!r}; {hint}")
-    return names
+    return tuple(_part(part, name) for part in MIXTURES.get(name, name).split("+"))
+
+
+def _part(part: str, whole: str) -> Callable[[Array, Pixels], Pixels]:
+    kind, colon, sigma = part.partition(":")
+    if kind == "gaussian" and colon:
+        try:
+            value = float(sigma)
+        except ValueError:
+            value = -1.0
+        if value < 0:
+            raise ValueError(f"gaussian takes a sigma of 0 or more, as gaussian:2.5: got {part!r}.")
+        return _gaussian(value)
+    if part in CONDITIONS:
+        return CONDITIONS[part]
+    known = [*CONDITIONS, *MIXTURES, "gaussian:SIGMA"]
+    near = difflib.get_close_matches(part, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "join several with '+'."
+    raise ValueError(f"condition must be one of {', '.join(known)}: got {whole!r}; {hint}")
 
 
 def indexed_keys(key: Array, index: Int[Array, " n"]) -> Array:
@@ -65,7 +84,7 @@ def apply_condition(name: str, keys: Array, image: Pixels) -> Pixels:
     """Applies a named condition to a batch.
 
     Args:
-      name: a key of `CONDITIONS` or `MIXTURES`, or several joined by "+". Static.
+      name: a key of `CONDITIONS` or `MIXTURES`, "gaussian:SIGMA", or several joined by "+". Static.
       keys: one PRNG key for each image, [n]; what happens to an image depends on its key alone.
       image: pixels in [0, 1].
 
@@ -75,13 +94,13 @@ def apply_condition(name: str, keys: Array, image: Pixels) -> Pixels:
     Raises:
       ValueError: for an unknown name.
     """
-    names = parts(name)
-    if len(names) == 1:
-        return CONDITIONS[names[0]](keys, image)
+    functions = parts(name)
+    if len(functions) == 1:
+        return functions[0](keys, image)
     both = jax.vmap(jax.random.split)(keys)
-    choice = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(names)))(both[:, 0])
+    choice = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(functions)))(both[:, 0])
     result = image
-    for i, part in enumerate(names):
+    for i, function in enumerate(functions):
         chosen = (choice == i)[:, None, None, None]
-        result = jnp.where(chosen, CONDITIONS[part](both[:, 1], image), result)
+        result = jnp.where(chosen, function(both[:, 1], image), result)
     return result

@@ -37,7 +37,7 @@ def make_schedule(
             f"optimizer.warmup_steps must lie in [0, training steps): got {warmup_steps} of "
             f"{total_steps} steps; shorten the warm-up or train longer."
         )
-    rest = total_steps - warmup_steps
+    rest = max(total_steps - warmup_steps, 1)  # a run of no steps still has a schedule
     if name == "cosine":
         main = optax.cosine_decay_schedule(learning_rate, rest)
     elif name == "steps":

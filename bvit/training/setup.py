@@ -202,8 +202,10 @@ def _total_steps(c: ConfigDict, num_images: int) -> int:
         steps = math.ceil(c.train.epochs * num_images / c.train.batch_size)
     else:
         raise ValueError("set train.steps or train.epochs: both are None.")
-    if steps < 1:
-        raise ValueError(f"training takes at least one step: got {steps}; raise train.steps.")
+    if steps < 0:
+        raise ValueError(f"train.steps must be positive, or 0 to evaluate only: got {steps}.")
+    if steps == 0 and not c.init_from:
+        raise ValueError("train.steps=0 evaluates only: set init_from to the weights to evaluate.")
     return steps
 
 
