@@ -1,0 +1,206 @@
+"""Published weights as variables of bvit's models: every array lands, every parameter is filled."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import traverse_util
+
+from bvit import models
+from bvit.models import resample, weight_names
+from bvit.models.googlenet import GoogLeNet
+from bvit.models.resnet import ResNet
+from bvit.models.vgg import VGG
+from bvit.models.vit import VisionTransformer
+from bvit.models.weight_files import read, resolve
+
+__all__ = ["convert", "load", "read", "resolve"]
+
+# Which modules are the head: what depends on the number of classes.
+HEADS: dict[type[nn.Module], tuple[str, ...]] = {
+    ResNet: ("fc",),
+    VGG: ("classifier_6",),
+    GoogLeNet: ("fc", "aux1/fc2", "aux2/fc2"),
+    VisionTransformer: ("head",),
+}
+
+# What weights may come without, or a model be made without: GoogLeNet's auxiliary heads, and what a
+# ViT learns of merged tokens, which starts at zero, where it changes nothing.
+OPTIONAL: dict[type[nn.Module], tuple[str, ...]] = {
+    GoogLeNet: ("aux1", "aux2"),
+    VisionTransformer: ("scale_embed", "detail_kernel"),
+}
+
+# The CNNs' variables do not depend on the size of their images.
+CNN_IMAGE_SIZE = 224
+
+Published = dict[str, tuple[str, np.ndarray]]  # path in bvit to published name, array
+
+
+def load(
+    name: str, path: str | Path, *, replace_head: bool = False, seed: int = 0, **overrides
+) -> dict:
+    """Variables of a model from a file of published weights.
+
+    Args:
+      name: a key of `bvit.models.MODELS`.
+      path: a .safetensors, .npz (Google's ViTs: AugReg, big_vision) or .pth file, or one on the
+        Hugging Face hub, "hf:timm/resnet50.tv_in1k".
+      replace_head: as for `convert`.
+      seed: as for `convert`.
+      **overrides: of the model, as for `bvit.models.create`.
+
+    Returns:
+      As `convert`.
+
+    Raises:
+      ValueError: the file is missing, broken or not safe to read, or does not fit the model.
+      ImportError: the file is on the hub, and huggingface_hub is not installed.
+    """
+    state_dict = read(resolve(path))
+    return convert(name, state_dict, replace_head=replace_head, seed=seed, **overrides)
+
+
+def convert(
+    name: str,
+    state_dict: Mapping[str, np.ndarray],
+    *,
+    replace_head: bool = False,
+    seed: int = 0,
+    **overrides,
+) -> dict:
+    """Published weights as variables of a model.
+
+    Feed the images as those weights were trained: normalised by ImageNet's mean and deviation for
+    torchvision's CNNs, to [-1, 1] (0.5 and 0.5) for Google's ViTs, also where timm has them.
+
+    Args:
+      name: a key of `bvit.models.MODELS`.
+      state_dict: names of torchvision or timm, or of Google's ViTs, to arrays. PyTorch's count of
+        batches, `num_batches_tracked`, is left out.
+      replace_head: give the model a new head, drawn as for training from scratch, and leave out
+        the published one, if there is one: needed where the number of classes differs.
+      seed: of what is drawn: a new head, and what published weights lack (GoogLeNet's auxiliary
+        heads, if the file has none). A ViT's embeddings of merged tokens start at zero.
+      **overrides: of the model, as for `bvit.models.create`. A ViT's position and patch embeddings
+        are resampled for its `image_size` and `patch_size`.
+
+    Returns:
+      {"params": …} and for CNNs with batch norm {"batch_stats": …}: float32 arrays of NumPy, on the
+      host, for the caller to place.
+
+    Raises:
+      ValueError: an array has no place in the model, or a parameter is not filled (all are
+        listed), or an array is not floating point.
+    """
+    model = models.create(name, **overrides)
+    wanted = _shapes(model)
+    published = weight_names.to_paths(_checked_floats(state_dict))
+    if isinstance(model, VisionTransformer):
+        published = _fitted_to_vit(published, model, wanted)
+    new_parts = _new_parts(model, published, wanted, replace_head)
+    published = {path: v for path, v in published.items() if not _lies_in(path, new_parts)}
+    drawn = [path for path in wanted if _lies_in(path, new_parts)]
+    _check_fit(name, published, {path: wanted[path] for path in wanted if path not in drawn})
+    arrays = {path: np.ascontiguousarray(v, np.float32) for path, (_, v) in published.items()}
+    return traverse_util.unflatten_dict(arrays | _draw(model, seed, drawn), sep="/")
+
+
+def _checked_floats(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    arrays = {name: np.asarray(array) for name, array in state_dict.items()}
+    for name, array in arrays.items():
+        counter = name.endswith(weight_names.TORCH_COUNTER)
+        if not counter and not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"weights must be floating point: got {array.dtype} in {name}.")
+    return arrays
+
+
+def _images(model: nn.Module) -> jax.Array:
+    size = model.image_size if isinstance(model, VisionTransformer) else CNN_IMAGE_SIZE
+    height, width = np.broadcast_to(size, 2)
+    return jnp.zeros((1, height, width, 3))
+
+
+def _init(model: nn.Module, key: jax.Array) -> dict[str, jax.Array]:
+    return traverse_util.flatten_dict(model.init(key, _images(model), train=False), sep="/")
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    variables = jax.eval_shape(lambda key: _init(model, key), jax.random.key(0))
+    return {path: leaf.shape for path, leaf in variables.items()}
+
+
+def _draw(model: nn.Module, seed: int, paths: list[str]) -> dict[str, np.ndarray]:
+    """Initial values of some of the variables; under jit, nothing is computed of the others."""
+
+    @jax.jit
+    def draw(key):
+        variables = _init(model, key)
+        return {path: variables[path] for path in paths}
+
+    return jax.device_get(draw(jax.random.key(seed))) if paths else {}
+
+
+def _fitted_to_vit(
+    published: Published, model: VisionTransformer, wanted: dict[str, tuple[int, ...]]
+) -> Published:
+    """Resamples embeddings, and parts the attention heads, which PyTorch keeps on one axis."""
+    fitted = dict(published)
+    for path, (source, array) in published.items():
+        shape = wanted.get(path, array.shape)
+        if path == "params/pos_embed" and array.ndim == 3:
+            prefix = int(model.pool == "cls")
+            array = resample.resample_positions(array, model.grid, prefix=prefix)
+        elif path == "params/patch_embed/kernel" and array.ndim == 4:
+            array = resample.resample_patch_kernel(array, model.patch_size)
+        elif "/attn/" in path and array.ndim < len(shape) and array.size == np.prod(shape):
+            array = array.reshape(shape)
+        fitted[path] = source, array
+    return fitted
+
+
+def _new_parts(
+    model: nn.Module,
+    published: Published,
+    wanted: dict[str, tuple[int, ...]],
+    replace_head: bool,
+) -> tuple[str, ...]:
+    """Modules and parameters of which the published arrays are left out, and new ones drawn."""
+    parts = HEADS[type(model)] if replace_head else ()
+    for part in OPTIONAL.get(type(model), ()):
+        sides = (any(_lies_in(path, (part,)) for path in side) for side in (published, wanted))
+        if len(set(sides)) == 2:
+            parts += (part,)
+    return parts
+
+
+def _lies_in(path: str, parts: tuple[str, ...]) -> bool:
+    _, _, below_collection = path.partition("/")
+    return f"{below_collection}/".startswith(tuple(f"{part}/" for part in parts))
+
+
+def _check_fit(name: str, published: Published, wanted: dict[str, tuple[int, ...]]) -> None:
+    unused = [source for path, (source, _) in published.items() if path not in wanted]
+    missing = [path for path in wanted if path not in published]
+    misshapen = [
+        f"{source} as {array.shape} for {path} {wanted[path]}"
+        for path, (source, array) in published.items()
+        if path in wanted and array.shape != wanted[path]
+    ]
+    if not (unused or missing or misshapen):
+        return
+    lines = [
+        f"these weights are not those of {name} as it was asked for; check the name, and "
+        "num_classes and the other overrides; replace_head=True leaves out the published head."
+    ]
+    for title, entries in (
+        ("arrays without a place in the model", unused),
+        ("parameters that no array fills", missing),
+        ("arrays of another shape than their parameter", misshapen),
+    ):
+        if entries:
+            lines.append(f"{len(entries)} {title}: {'; '.join(entries)}")
+    raise ValueError("\n".join(lines))

@@ -1,0 +1,294 @@
+"""Published weights become variables whole, or the error says what does not fit."""
+
+import cnn_oracle
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+from safetensors.numpy import save_file
+from scipy.special import erf
+
+from bvit import models
+from bvit.models import pretrained
+
+RESNET = {"width": 4, "depths": (1, 1), "num_classes": 5}
+GOOGLENET = {"width": 8, "num_classes": 5}
+WIDTH, HEADS, DEPTH, PATCH, CLASSES = 8, 2, 2, 4, 5
+VIT = {
+    "image_size": 16,
+    "patch_size": PATCH,
+    "width": WIDTH,
+    "depth": DEPTH,
+    "num_heads": HEADS,
+    "num_classes": CLASSES,
+}
+VIT_NAME = "vit_tiny_patch16_224"
+
+
+def _resnet_state():
+    net = cnn_oracle.Network()
+    cnn_oracle.resnet(
+        net, np.zeros((1, 3, 16, 16)), bottleneck=False, depths=(1, 1), width=4, classes=5
+    )
+    return net.state
+
+
+def _googlenet_state():
+    net = cnn_oracle.Network()
+    cnn_oracle.googlenet(net, np.zeros((1, 3, 32, 32)), width=8, classes=5)
+    return net.state
+
+
+def _vit_state(class_token=True):
+    rng = np.random.default_rng(0)
+    norm = "norm" if class_token else "fc_norm"  # timm's, where tokens are averaged
+    shapes = {
+        "pos_embed": (1, 16 + class_token, WIDTH),
+        "patch_embed.proj.weight": (WIDTH, 3, PATCH, PATCH),
+        "patch_embed.proj.bias": (WIDTH,),
+        f"{norm}.weight": (WIDTH,),
+        f"{norm}.bias": (WIDTH,),
+        "head.weight": (CLASSES, WIDTH),
+        "head.bias": (CLASSES,),
+    }
+    if class_token:
+        shapes["cls_token"] = (1, 1, WIDTH)
+    for i in range(DEPTH):
+        for name, shape in {
+            "norm1": (WIDTH,),
+            "attn.qkv": (3 * WIDTH, WIDTH),
+            "attn.proj": (WIDTH, WIDTH),
+            "norm2": (WIDTH,),
+            "mlp.fc1": (4 * WIDTH, WIDTH),
+            "mlp.fc2": (WIDTH, 4 * WIDTH),
+        }.items():
+            shapes |= {f"blocks.{i}.{name}.weight": shape, f"blocks.{i}.{name}.bias": shape[:1]}
+    return {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def _layer_norm(state, name, x):
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    return x * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+
+def _dense(state, name, x):
+    return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+
+def _attention(state, name, x):
+    """timm's, one image, one head and one token at a time."""
+    qkv = _dense(state, f"{name}.qkv", x).reshape(len(x), 3, HEADS, -1)
+    mixed = np.zeros((len(x), HEADS, WIDTH // HEADS))
+    for head in range(HEADS):
+        query, key, value = (qkv[:, part, head] for part in range(3))
+        for token in range(len(x)):
+            weights = np.exp(key @ query[token] / np.sqrt(WIDTH // HEADS))
+            mixed[token, head] = weights @ value / weights.sum()
+    return _dense(state, f"{name}.proj", mixed.reshape(len(x), WIDTH))
+
+
+def _vit(state, image, class_token=True):
+    """timm's ViT on one image, channels last, in float64 loops."""
+    state = {name: array.astype(np.float64) for name, array in state.items()}
+    tokens = []
+    for i in range(0, image.shape[0], PATCH):
+        for j in range(0, image.shape[1], PATCH):
+            patch = image[i : i + PATCH, j : j + PATCH].astype(np.float64)
+            kernel = state["patch_embed.proj.weight"]
+            tokens.append(np.einsum("hwc,ochw->o", patch, kernel) + state["patch_embed.proj.bias"])
+    if class_token:
+        tokens.insert(0, state["cls_token"][0, 0])
+    x = np.stack(tokens) + state["pos_embed"][0]
+    for i in range(DEPTH):
+        x = x + _attention(state, f"blocks.{i}.attn", _layer_norm(state, f"blocks.{i}.norm1", x))
+        hidden = _dense(state, f"blocks.{i}.mlp.fc1", _layer_norm(state, f"blocks.{i}.norm2", x))
+        hidden = hidden * (1 + erf(hidden / np.sqrt(2))) / 2
+        x = x + _dense(state, f"blocks.{i}.mlp.fc2", hidden)
+    pooled = _layer_norm(state, "norm", x[0]) if class_token else None
+    if pooled is None:
+        pooled = _layer_norm(state, "fc_norm", x.mean(0))
+    return _dense(state, "head", pooled)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_a_vits_names_in_logits_out(pool):
+    class_token = pool == "cls"
+    state = _vit_state(class_token)
+    images = np.random.default_rng(1).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    variables = pretrained.convert(VIT_NAME, state, pool=pool, **VIT)
+    logits = models.create(VIT_NAME, pool=pool, **VIT).apply(variables, images, train=False)
+    wanted = [_vit(state, image, class_token) for image in images]
+    np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-5)
+
+
+def _google(state, *, big_vision=False, stacked=False):
+    """timm's names and axes to Google's."""
+    attention, norm2, mlp = (0, 1, 0) if big_vision else (1, 2, 3)
+    named = {
+        "cls": state["cls_token"],
+        "embedding/kernel": state["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
+        "embedding/bias": state["patch_embed.proj.bias"],
+        ("" if big_vision else "Transformer/posembed_input/") + "pos_embedding": state["pos_embed"],
+        "Transformer/encoder_norm/scale": state["norm.weight"],
+        "Transformer/encoder_norm/bias": state["norm.bias"],
+        "head/kernel": state["head.weight"].T,
+        "head/bias": state["head.bias"],
+    }
+    blocks = []
+    for i in range(DEPTH):
+        get = {
+            name.removeprefix(f"blocks.{i}."): array
+            for name, array in state.items()
+            if name.startswith(f"blocks.{i}.")
+        }
+        heads = (HEADS, WIDTH // HEADS)
+        block = {
+            "LayerNorm_0/scale": get["norm1.weight"],
+            "LayerNorm_0/bias": get["norm1.bias"],
+            f"LayerNorm_{norm2}/scale": get["norm2.weight"],
+            f"LayerNorm_{norm2}/bias": get["norm2.bias"],
+        }
+        for part, name in enumerate(("query", "key", "value")):
+            rows = slice(part * WIDTH, (part + 1) * WIDTH)
+            prefix = f"MultiHeadDotProductAttention_{attention}/{name}"
+            block[f"{prefix}/kernel"] = get["attn.qkv.weight"][rows].T.reshape(WIDTH, *heads)
+            block[f"{prefix}/bias"] = get["attn.qkv.bias"][rows].reshape(heads)
+        prefix = f"MultiHeadDotProductAttention_{attention}/out"
+        block[f"{prefix}/kernel"] = get["attn.proj.weight"].T.reshape(*heads, WIDTH)
+        block[f"{prefix}/bias"] = get["attn.proj.bias"]
+        for k in (0, 1):
+            block[f"MlpBlock_{mlp}/Dense_{k}/kernel"] = get[f"mlp.fc{k + 1}.weight"].T
+            block[f"MlpBlock_{mlp}/Dense_{k}/bias"] = get[f"mlp.fc{k + 1}.bias"]
+        blocks.append(block)
+    if stacked:
+        for name in blocks[0]:
+            named[f"Transformer/encoderblock/{name}"] = np.stack([block[name] for block in blocks])
+        return named
+    for i, block in enumerate(blocks):
+        named |= {f"Transformer/encoderblock_{i}/{name}": array for name, array in block.items()}
+    return named
+
+
+@pytest.mark.parametrize("root", ["", "params/", "opt/target/"])
+@pytest.mark.parametrize("style", [{}, {"big_vision": True}, {"big_vision": True, "stacked": True}])
+def test_googles_names_mean_what_timms_do(root, style):
+    state = _vit_state()
+    google = {root + name: array for name, array in _google(state, **style).items()}
+    if root:
+        google["opt/step"] = np.float32(3)  # the optimiser's, beside the weights
+    ours = pretrained.convert(VIT_NAME, state, **VIT)
+    theirs = pretrained.convert(VIT_NAME, google, **VIT)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_googles_heads_are_not_split_anew():
+    # As many numbers, but in four heads.
+    with pytest.raises(ValueError, match="of another shape.*attn/qkv"):
+        pretrained.convert(VIT_NAME, _google(_vit_state()), **VIT | {"num_heads": 4})
+
+
+def test_a_vits_embeddings_are_resampled_for_other_sizes():
+    overrides = VIT | {"image_size": (24, 40), "patch_size": 8}
+    variables = pretrained.convert(VIT_NAME, _vit_state(), **overrides)
+    assert variables["params"]["pos_embed"].shape == (1, 1 + 3 * 5, WIDTH)
+    assert variables["params"]["patch_embed"]["kernel"].shape == (8, 8, 3, WIDTH)
+    model = models.create(VIT_NAME, **overrides)
+    assert model.apply(variables, np.zeros((1, 24, 40, 3), np.float32)).shape == (1, CLASSES)
+
+
+def test_what_a_vit_learns_of_merged_tokens_starts_at_zero():
+    merging = pretrained.convert(VIT_NAME, _vit_state(), merge_levels=2, merge_detail=True, **VIT)
+    params = merging["params"]
+    for name in ("scale_embed", "detail_kernel"):
+        assert not params.pop(name).any()
+    plain = pretrained.convert(VIT_NAME, _vit_state(), **VIT)
+    jax.tree.map(np.testing.assert_array_equal, merging, plain)
+
+
+@pytest.mark.parametrize(
+    "name, state, overrides",
+    [("resnet18", _resnet_state, RESNET), ("googlenet", _googlenet_state, GOOGLENET)],
+)
+def test_variables_are_those_that_init_makes(name, state, overrides):
+    variables = pretrained.convert(name, state(), **overrides)
+    model = models.create(name, **overrides)
+    made = jax.eval_shape(model.init, jax.random.key(0), jax.numpy.zeros((1, 32, 32, 3)))
+    assert jax.tree.structure(variables) == jax.tree.structure(made)
+    for ours, wanted in zip(jax.tree.leaves(variables), jax.tree.leaves(made), strict=True):
+        assert (ours.shape, ours.dtype) == (wanted.shape, wanted.dtype)
+
+
+def test_whatever_does_not_fit_is_listed():
+    state = _resnet_state()
+    del state["layer1.0.bn2.running_var"], state["layer2.0.conv2.weight"]
+    state |= {"layer9.0.conv1.weight": np.ones((4, 4, 3, 3)), "mask_token": np.ones(3)}
+    state["conv1.weight"] = np.ones((4, 3, 3, 3))
+    with pytest.raises(ValueError, match="not those of resnet18") as error:
+        pretrained.convert("resnet18", state, **RESNET)
+    summary, unused, missing, misshapen = str(error.value).split("\n")
+    assert "replace_head=True" in summary
+    assert unused.startswith("2 arrays") and missing.startswith("2 parameters")
+    assert "layer9.0.conv1.weight" in unused and "mask_token" in unused
+    assert "batch_stats/layer1_0/bn2/var" in missing and "layer2_0/conv2/kernel" in missing
+    assert "conv1.weight as (3, 3, 3, 4) for params/conv1/kernel (7, 7, 3, 4)" in misshapen
+
+
+def test_another_models_weights_are_refused():
+    with pytest.raises(ValueError, match="not those of resnet50"):
+        pretrained.convert("resnet50", _resnet_state(), **RESNET)
+
+
+def test_integers_are_refused():
+    state = _resnet_state() | {"fc.bias": np.ones(5, np.int8)}
+    with pytest.raises(ValueError, match="floating point: got int8 in fc.bias"):
+        pretrained.convert("resnet18", state, **RESNET)
+
+
+def test_a_head_for_other_classes_is_drawn_when_asked_for():
+    state, overrides = _resnet_state(), RESNET | {"num_classes": 3}
+    with pytest.raises(ValueError, match="fc.weight as .*, 5.*, 3"):
+        pretrained.convert("resnet18", state, **overrides)
+    variables = pretrained.convert("resnet18", state, replace_head=True, **overrides)
+    model = models.create("resnet18", **overrides)
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    drawn = jax.jit(lambda key: model.init(key, images)["params"]["fc"])(jax.random.key(0))
+    np.testing.assert_allclose(variables["params"]["fc"]["kernel"], drawn["kernel"], rtol=1e-6)
+    other = pretrained.convert("resnet18", state, replace_head=True, seed=1, **overrides)
+    assert np.any(other["params"]["fc"]["kernel"] != drawn["kernel"])
+    np.testing.assert_array_equal(
+        variables["params"]["conv1"]["kernel"], state["conv1.weight"].transpose(2, 3, 1, 0)
+    )
+
+
+def test_a_file_without_a_head_needs_a_new_one():
+    headless = {k: v for k, v in _vit_state().items() if not k.startswith("head.")}
+    with pytest.raises(ValueError, match="params/head/"):
+        pretrained.convert(VIT_NAME, headless, **VIT)
+    variables = pretrained.convert(VIT_NAME, headless, replace_head=True, **VIT)
+    assert variables["params"]["head"]["kernel"].shape == (WIDTH, CLASSES)
+
+
+def test_auxiliary_heads_may_be_missing_on_either_side():
+    state = _googlenet_state()
+    bare = {name: array for name, array in state.items() if not name.startswith("aux")}
+    without = pretrained.convert("googlenet", state, aux_heads=False, **GOOGLENET)
+    assert not {"aux1", "aux2"} & set(without["params"])
+    drawn = pretrained.convert("googlenet", bare, **GOOGLENET)
+    full = pretrained.convert("googlenet", state, **GOOGLENET)
+    assert jax.tree.structure(drawn) == jax.tree.structure(full)
+    flat = traverse_util.flatten_dict(drawn, sep="/")
+    for path, array in traverse_util.flatten_dict(full, sep="/").items():
+        assert path.split("/")[1].startswith("aux") or np.array_equal(array, flat[path])
+    # Half a head is a broken file.
+    del state["aux1.fc1.weight"]
+    with pytest.raises(ValueError, match="params/aux1/fc1/kernel"):
+        pretrained.convert("googlenet", state, **GOOGLENET)
+
+
+def test_load_reads_what_convert_takes(tmp_path):
+    state = _resnet_state()
+    save_file({k: np.asarray(v) for k, v in state.items()}, tmp_path / "w.safetensors")
+    loaded = pretrained.load("resnet18", tmp_path / "w.safetensors", **RESNET)
+    jax.tree.map(
+        np.testing.assert_array_equal, loaded, pretrained.convert("resnet18", state, **RESNET)
+    )
