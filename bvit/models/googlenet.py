@@ -218,7 +218,7 @@ class GoogLeNet(nn.Module):
             name=name,
         )(x, train)
         if not self.is_initializing():
-            self.sow("aux_logits", name, logits)
+            self.sow("aux_logits", f"{name}_logits", logits)
 
     def _scaled(self, channels: int) -> int:
         return channels * self.width // PUBLISHED_WIDTH
