@@ -1,4 +1,4 @@
-"""bvit classifies blurred images without deblurring them: functions to plug into other JAX projects.
+"""bvit classifies blurred images without deblurring them, by functions other projects can plug in.
 
 Importing it loads jax, flax and nothing heavier. `bvit.pretrained`, which reads published weights,
 loads when it is first used.
