@@ -25,6 +25,7 @@ COLUMNS = (
     ("gflops", "GFLOPs", "{:.3f}"),
     ("images_per_s", "images/s", "{:.0f}"),
 )
+SIGMA_CONDITION = "gaussian:"
 IN_PERCENT = ("top1", "ci95", "top5", "difference", "difference_ci95")
 
 
@@ -68,16 +69,25 @@ def _mean(right: np.ndarray) -> float:
     return float(right.mean()) if len(right) else 0.0
 
 
-def format_table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table, aligned so that it reads well in a terminal too."""
-    header = [title for _, title, _ in COLUMNS]
+def table_lines(rows: Sequence[Row]) -> list[list[str]]:
+    """The rows as cells of text, header first."""
     cells = [[_cell(row, key, form) for key, _, form in COLUMNS] for row in rows]
-    widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
-    lines = [header, ["-" * width for width in widths], *cells]
+    return [[title for _, title, _ in COLUMNS], *cells]
+
+
+def align(lines: Sequence[Sequence[str]]) -> str:
+    """Cells of text as a Markdown table, aligned so that it reads well in a terminal too."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = ["-" * width for width in widths]
     return "\n".join(
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
-        for line in lines
+        for line in [lines[0], rule, *lines[1:]]
     )
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table."""
+    return align(table_lines(rows))
 
 
 def policy_label(row: Row) -> str:
@@ -97,6 +107,40 @@ def _cell(row: Row, key: str, form: str) -> str:
 def draw(rows: Sequence[Row], lines: Sequence[dict[str, float]]) -> dict[str, Figure]:
     """The plots of a run, by name: its accuracy from the rows, its curves from `metrics.jsonl`."""
     return {"accuracy": _draw_accuracy(rows), "curves": _draw_curves(lines)}
+
+
+def draw_sigma(runs: dict[str, Sequence[Row]]) -> Figure:
+    """Accuracy against σ of a Gaussian blur, one line a run and policy.
+
+    Args:
+      runs: label → rows; those of conditions "gaussian:SIGMA" are drawn.
+
+    Raises:
+      ValueError: no run has such rows.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, rows in runs.items():
+        tested = [row for row in rows if row["condition"].startswith(SIGMA_CONDITION)]
+        for policy in dict.fromkeys(policy_label(row) for row in tested):
+            line = sorted(
+                (float(row["condition"].removeprefix(SIGMA_CONDITION)), row["top1"], *row["ci95"])
+                for row in tested
+                if policy_label(row) == policy
+            )
+            sigma, top1, low, high = (np.array(column) for column in zip(*line, strict=True))
+            axes.plot(sigma, 100 * top1, marker="o", label=f"{label}, {policy}")
+            axes.fill_between(sigma, 100 * low, 100 * high, alpha=0.2)
+    if not axes.lines:
+        raise ValueError(
+            f"no run was tested on {SIGMA_CONDITION}…: evaluate with e.g. "
+            "--config.eval.conditions=gaussian:0,gaussian:1,gaussian:2."
+        )
+    axes.set(xlabel="σ of the blur (pixels)", ylabel="top-1 accuracy (%), 95 % interval")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def pixels(figure: Figure) -> np.ndarray:
