@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Float, Shaped
 
 from bvit.image.patches import check_patch_size, patchify
-from bvit.models import pyramid, tokens
+from bvit.models import pyramid, tokens, tome
 from bvit.models.tokens import TokenPlan
 
 CHANNELS = 3
@@ -57,13 +57,16 @@ class Attention(nn.Module):
         x: Float[Array, "n t width"],
         mask: Bool[Array, "n t"] | None,
         bias: Float[Array, "n t"] | None,
-    ) -> Float[Array, "n t width"]:
+    ) -> tuple[Float[Array, "n t width"], Float[Array, "n t heads head_dim"]]:
         """Mixes the tokens of each image.
 
         Args:
           x: the tokens.
           mask: False for tokens that are padding, and not attended to.
           bias: added to the logits of attending to each token.
+
+        Returns:
+          The mixed tokens, and the keys of those that came.
         """
         width = x.shape[-1]
         # The axes 3 (query, key, value) × heads × head_dim stay apart in the kernel, so that heads
@@ -78,9 +81,10 @@ class Attention(nn.Module):
         x = jax.nn.dot_product_attention(
             query, key, value, mask=_over_queries(mask), bias=_over_queries(bias)
         )
-        return nn.DenseGeneral(
+        x = nn.DenseGeneral(
             width, axis=(-2, -1), dtype=self.dtype, kernel_init=_truncated_normal, name="proj"
         )(x)
+        return x, key
 
 
 def _over_queries(x: Shaped[Array, "n t"] | None) -> Shaped[Array, "n 1 1 t"] | None:
@@ -107,7 +111,8 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block: attention, then MLP, each added to what came in.
 
-    `drop_path` is the probability that an image skips a branch (Huang et al. 2016).
+    `drop_path` is the probability that an image skips a branch (Huang et al. 2016). With `tome_r`,
+    so many tokens are merged between the two, of which the first `prefix` are left alone.
     """
 
     num_heads: int
@@ -115,28 +120,49 @@ class Block(nn.Module):
     dropout: float
     drop_path: float
     dtype: DTypeLike
+    size_bias: bool
+    tome_r: int
+    prefix: int
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "n t width"],
+        size: Float[Array, "n t"] | None,
         mask: Bool[Array, "n t"] | None,
-        bias: Float[Array, "n t"] | None,
         train: bool,
-    ) -> Float[Array, "n t width"]:
-        """One layer of the encoder; `mask` and `bias` are those of the attention."""
+    ) -> tuple[Float[Array, "n t2 width"], Float[Array, "n t2"] | None]:
+        """One layer of the encoder.
 
-        def add(branch: Float[Array, "n t width"]) -> Float[Array, "n t width"]:
+        Args:
+          x: the tokens.
+          size: how many patches each stands for; None if each stands for one.
+          mask: False for tokens that are padding; None if none is.
+          train: whether to drop units and branches. Static.
+
+        Returns:
+          The tokens that are left, with their sizes.
+        """
+
+        def dropped(branch: Float[Array, "n t width"]) -> Float[Array, "n t width"]:
             branch = nn.Dropout(self.dropout, deterministic=not train)(branch)
-            return x + nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)(
+            return nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)(
                 branch
             )
 
-        normed = _LayerNorm(dtype=self.dtype, name="norm1")(x)
-        x = add(Attention(self.num_heads, self.dtype, name="attn")(normed, mask, bias))
-        normed = _LayerNorm(dtype=self.dtype, name="norm2")(x)
+        # Padding has size 0 and is masked: its bias has only to be finite.
+        bias = jnp.log(jnp.maximum(size, 1)) if self.size_bias and size is not None else None
+        branch, key = Attention(self.num_heads, self.dtype, name="attn")(
+            _LayerNorm(dtype=self.dtype, name="norm1")(x), mask, bias
+        )
+        x = x + dropped(branch)
+        if self.tome_r:
+            x, size = tome.merge(x, size, key.mean(axis=2), self.tome_r, protected=self.prefix)
         hidden = round(x.shape[-1] * self.mlp_ratio)
-        return add(Mlp(hidden, self.dropout, self.dtype, name="mlp")(normed, train))
+        branch = Mlp(hidden, self.dropout, self.dtype, name="mlp")(
+            _LayerNorm(dtype=self.dtype, name="norm2")(x), train
+        )
+        return x + dropped(branch), size
 
 
 class VisionTransformer(nn.Module):
@@ -171,6 +197,9 @@ class VisionTransformer(nn.Module):
         (after APT: Choudhury et al. 2025, arXiv:2510.18091). Embeds every patch.
       size_bias: attend to a token in proportion to the patches it stands for, by log(size) added to
         the attention's logits (Bolya et al. 2023, arXiv:2210.09461, equation 1).
+      tome_r: tokens that each block merges into others by the similarity of their keys, whatever
+        the pixels are (`bvit.models.tome`, the same paper); its attention has the size bias. Needs
+        the full set of tokens, so no plan. 0 merges none.
     """
 
     num_classes: int = 1000
@@ -188,6 +217,7 @@ class VisionTransformer(nn.Module):
     merge_levels: int = 0
     merge_detail: bool = False
     size_bias: bool = False
+    tome_r: int = 0
 
     def __post_init__(self):
         """Raises ValueError for sizes that do not fit together, before anything is compiled."""
@@ -206,6 +236,8 @@ class VisionTransformer(nn.Module):
             rate = getattr(self, name)
             if not 0 <= rate < 1:
                 raise ValueError(f"{name} must be a rate in [0, 1): got {rate}.")
+        if self.tome_r < 0:
+            raise ValueError(f"tome_r must be a number of tokens, 0 or more: got {self.tome_r}.")
         if self.merge_detail and not self.merge_levels:
             raise ValueError(
                 "merge_detail needs merge_levels, the levels it is learned for: got "
@@ -245,8 +277,14 @@ class VisionTransformer(nn.Module):
             self._check_plan(plan, len(images))
         x = self._embed(images, plan)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = self._encode(x, plan, train)
-        return self._classify(x, plan)
+        size = mask = None
+        if plan is not None:
+            size = self._with_class_token(plan.size, 1)
+            mask = None if plan.mask is None else self._with_class_token(plan.mask, True)
+        elif self.tome_r:
+            size = jnp.ones(x.shape[:2])
+        x, size = self._encode(x, size, mask, train)
+        return self._classify(x, size)
 
     def _check_images(self, images: Array) -> None:
         height, width = self._image_shape
@@ -270,6 +308,11 @@ class VisionTransformer(nn.Module):
             )
 
     def _check_plan(self, plan: TokenPlan, count: int) -> None:
+        if self.tome_r:
+            raise ValueError(
+                f"tome_r={self.tome_r} merges what it is given by itself, and takes no plan; leave "
+                "the plan out, or create the model with tome_r=0."
+            )
         made_for = (plan.grid, plan.patch_size, plan.tile.shape[:-1])
         if made_for != (self.grid, self.patch_size, (count,)):
             raise ValueError(
@@ -338,28 +381,28 @@ class VisionTransformer(nn.Module):
         return x + added.astype(self.dtype)
 
     def _encode(
-        self, x: Float[Array, "n t width"], plan: TokenPlan | None, train: bool
-    ) -> Float[Array, "n t width"]:
+        self,
+        x: Float[Array, "n t width"],
+        size: Float[Array, "n t"] | None,
+        mask: Bool[Array, "n t"] | None,
+        train: bool,
+    ) -> tuple[Float[Array, "n t2 width"], Float[Array, "n t2"] | None]:
         """Runs the blocks."""
-        mask = bias = None
-        if plan is not None and plan.mask is not None:
-            mask = self._with_class_token(plan.mask, True)
-        if plan is not None and self.size_bias:
-            # Padding has size 0 and is masked: its bias has only to be finite.
-            bias = self._with_class_token(jnp.log(jnp.maximum(plan.size, 1)), 0)
         # Argument 4 is `train`, which is static (0 is the module).
         block = nn.remat(Block, static_argnums=(4,)) if self.remat else Block
         for i in range(self.depth):
-            drop_path = self.stochastic_depth * i / max(self.depth - 1, 1)
-            x = block(
-                self.num_heads,
-                self.mlp_ratio,
-                self.dropout,
-                drop_path,
-                self.dtype,
+            x, size = block(
+                num_heads=self.num_heads,
+                mlp_ratio=self.mlp_ratio,
+                dropout=self.dropout,
+                drop_path=self.stochastic_depth * i / max(self.depth - 1, 1),
+                dtype=self.dtype,
+                size_bias=self.size_bias or self.tome_r > 0,
+                tome_r=self.tome_r,
+                prefix=self._prefix,
                 name=f"blocks_{i}",
-            )(x, mask, bias, train)
-        return x
+            )(x, size, mask, train)
+        return x, size
 
     def _with_class_token(
         self, values: Shaped[Array, "n t"], own: float | bool
@@ -368,17 +411,16 @@ class VisionTransformer(nn.Module):
         return jnp.pad(values, ((0, 0), (self._prefix, 0)), constant_values=own)
 
     def _classify(
-        self, x: Float[Array, "n t width"], plan: TokenPlan | None
+        self, x: Float[Array, "n t width"], size: Float[Array, "n t"] | None
     ) -> Float[Array, "n num_classes"]:
         """Pools the tokens, norms, and applies the head, in float32."""
         x = x.astype(jnp.float32)
         if self.pool == "cls":
             pooled = x[:, 0]
-        elif plan is None:
+        elif size is None:
             pooled = x.mean(axis=1)
         else:
-            size = plan.size[..., None]
-            pooled = (size * x).sum(axis=1) / size.sum(axis=1)
+            pooled = (size[..., None] * x).sum(axis=1) / size.sum(axis=1, keepdims=True)
         pooled = _LayerNorm(name="norm")(pooled)
         return nn.Dense(self.num_classes, kernel_init=_truncated_normal, name="head")(pooled)
 
