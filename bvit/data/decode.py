@@ -1,0 +1,256 @@
+"""From the bytes of a picture to a square of uint8 RGB pixels, with OpenCV.
+
+All of it runs on the host and is a pure function of its arguments. Blur and every other change of
+the pixels comes later, on the device.
+"""
+
+import io
+import math
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+Pixels = UInt8[np.ndarray, "h w 3"]
+
+# Crops of training: Szegedy et al. 2015, "Going deeper with convolutions", as in torchvision.
+ASPECT_RATIO = (3 / 4, 4 / 3)
+CROP_ATTEMPTS = 10
+
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+EXIF_ORIENTATION = 0x0112
+# Orientations 5 to 8 of the EXIF standard exchange rows and columns.
+FIRST_TRANSPOSED_ORIENTATION = 5
+# A JPEG decoder can leave out the finest frequencies: the picture comes out smaller, and sooner.
+REDUCED_FLAGS = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+# … but its filter leaves a trace: shrunk by less than this once more, the pictures measured had two
+# thirds of the Laplacian's variance that they have by area means from full size; from here on, nine
+# tenths. Blurry is what this project tells from sharp, so the gain in speed has to wait till here.
+REDUCED_MARGIN = 2.0
+# Modes that Pillow's convert("RGB") takes to 0–255 without clipping; wider ones it would clip.
+PILLOW_8_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
+
+
+class UnreadableImageError(ValueError):
+    """A picture whose pixels can't be had: broken, cut short, or of an unknown format."""
+
+
+def decode(data: bytes, *, reduction: int = 1) -> Pixels:
+    """Decodes a picture of any common format to RGB.
+
+    Greyscale is repeated over three channels, CMYK and palettes are converted, 16 bits become 8, an
+    alpha channel is dropped (as Pillow's `convert("RGB")` does), and a JPEG or PNG with an EXIF
+    orientation is turned upright. OpenCV does the work; what it declines goes to Pillow, which is
+    slower and stricter.
+
+    Args:
+      data: the bytes of the file.
+      reduction: 1, 2, 4 or 8; makes a JPEG smaller by this factor while it is decoded (sides are
+        rounded up). For JPEG only: other formats would be subsampled without antialiasing.
+
+    Returns:
+      The pixels, uint8 [h, w, 3], RGB.
+
+    Raises:
+      UnreadableImageError: `data` holds no picture or only a part of one. What is missing is never
+        filled in.
+    """
+    if reduction not in REDUCED_FLAGS:
+        raise ValueError(f"reduction must be one of {sorted(REDUCED_FLAGS)}: got {reduction}.")
+    # Some OpenCV 4 releases fill in the rest of a JPEG that was cut short, and say nothing.
+    if _is_jpeg(data) and not data.endswith(JPEG_END):
+        return _decode_with_pillow(data, reduction)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), REDUCED_FLAGS[reduction])
+    except cv2.error:  # of an empty file, or more pixels than OpenCV's limit
+        pixels = None
+    if pixels is None:
+        return _decode_with_pillow(data, reduction)
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def random_resized_crop(
+    image: bytes | Pixels,
+    rng: np.random.Generator,
+    *,
+    size: int,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = ASPECT_RATIO,
+    flip: bool = True,
+) -> Pixels:
+    """Cuts a random part out of a picture, resizes it to a square, and mirrors half of them.
+
+    The law of the crop is that of torchvision's `RandomResizedCrop` (see `draw_box`). A JPEG is
+    decoded at a lower resolution where the crop then still has twice `size` pixels along both
+    sides, which moves it by at most half a pixel of the result.
+
+    Args:
+      image: bytes of a file, or uint8 pixels [h, w, 3].
+      rng: the only source of chance. `flip` does not change which crop is drawn.
+      size: side of the result, in pixels.
+      scale: range of the crop's share of the picture's area, within (0, 1].
+      ratio: range of the crop's width over its height.
+      flip: whether to mirror left and right with probability 1/2.
+
+    Returns:
+      The crop, uint8 [size, size, 3], RGB.
+
+    Raises:
+      UnreadableImageError: as for `decode`.
+    """
+    picture = _Picture(image)
+    mirror = rng.random() < 0.5
+    box = draw_box(picture.height, picture.width, rng, scale=scale, ratio=ratio)
+    top, left, height, width = box
+    pixels = picture.decode(scale=size / min(height, width))
+    # Both are 1 unless the picture came at a lower resolution.
+    down, across = pixels.shape[0] / picture.height, pixels.shape[1] / picture.width
+    rows = slice(round(top * down), round((top + height) * down))
+    columns = slice(round(left * across), round((left + width) * across))
+    crop = resize(pixels[rows, columns], size, size)
+    return cv2.flip(crop, 1) if flip and mirror else crop
+
+
+def center_crop(image: bytes | Pixels, *, size: int, short_side: int) -> Pixels:
+    """Resizes a picture to a given short side and cuts out the central square.
+
+    Sides and offsets are rounded as torchvision's `Resize` and `CenterCrop` round them. A JPEG is
+    decoded at a lower resolution where its short side then still has twice `short_side` pixels.
+
+    Args:
+      image: bytes of a file, or uint8 pixels [h, w, 3].
+      size: side of the result, in pixels.
+      short_side: of the picture before the crop, in pixels; at least `size`.
+
+    Returns:
+      The crop, uint8 [size, size, 3], RGB.
+
+    Raises:
+      UnreadableImageError: as for `decode`.
+      ValueError: `short_side` is smaller than `size`.
+    """
+    if short_side < size:
+        raise ValueError(
+            f"a centre crop of {size} px needs a short side of at least {size} px: got "
+            f"{short_side}; use a larger short side or a smaller crop."
+        )
+    picture = _Picture(image)
+    shorter = min(picture.height, picture.width)
+    height, width = (int(short_side * side / shorter) for side in (picture.height, picture.width))
+    pixels = resize(picture.decode(scale=short_side / shorter), height, width)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return np.ascontiguousarray(pixels[top : top + size, left : left + size])
+
+
+def draw_box(
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    *,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[int, int, int, int]:
+    """Draws the box of a random resized crop, as torchvision's `RandomResizedCrop.get_params` does.
+
+    Its area is uniform in `scale`, the logarithm of its aspect ratio uniform over that of `ratio`,
+    its place uniform among those where it fits. After ten boxes that do not fit: the largest
+    central one whose aspect ratio lies within `ratio`.
+
+    Args:
+      height: of the picture, in pixels.
+      width: of the picture, in pixels.
+      rng: source of chance.
+      scale: range of the box's share of the area.
+      ratio: range of width over height.
+
+    Returns:
+      (top, left, height, width) of the box, in pixels.
+    """
+    for _ in range(CROP_ATTEMPTS):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        box_height, box_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+        if 0 < box_height <= height and 0 < box_width <= width:
+            top, left = rng.integers((height - box_height + 1, width - box_width + 1))
+            return int(top), int(left), box_height, box_width
+    box_height = min(height, max(1, round(width / ratio[0])))
+    box_width = min(width, max(1, round(height * ratio[1])))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def resize(pixels: Pixels, height: int, width: int) -> Pixels:
+    """Resizes with antialiasing: area means along a side that shrinks, linear along one that grows.
+
+    Growing agrees with Pillow's bilinear filter. Shrinking averages just the pixels that a pixel
+    of the result covers, where Pillow's bilinear filter takes a triangle of twice that width.
+
+    Args:
+      pixels: uint8 [h, w, 3].
+      height: of the result.
+      width: of the result.
+
+    Returns:
+      uint8 [height, width, 3].
+    """
+    # In two steps, because INTER_AREA no longer averages once either of the sides grows.
+    shrunk = min(height, pixels.shape[0]), min(width, pixels.shape[1])
+    if shrunk != pixels.shape[:2]:
+        pixels = cv2.resize(pixels, shrunk[::-1], interpolation=cv2.INTER_AREA)
+    if shrunk != (height, width):
+        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+    return pixels
+
+
+class _Picture:
+    """A picture whose size is known before it is decoded, so that the resolution can be chosen."""
+
+    def __init__(self, image: bytes | Pixels) -> None:
+        self._jpeg = image if isinstance(image, bytes) and _is_jpeg(image) else None
+        if self._jpeg is not None:
+            self.height, self.width = _jpeg_size(self._jpeg)
+        else:
+            self._pixels = decode(image) if isinstance(image, bytes) else image
+            self.height, self.width = self._pixels.shape[:2]
+
+    def decode(self, *, scale: float) -> Pixels:
+        """The pixels, at a resolution that can be brought down to `scale` times the full one."""
+        if self._jpeg is None:
+            return self._pixels
+        enough = REDUCED_MARGIN * scale
+        return decode(
+            self._jpeg, reduction=max(r for r in REDUCED_FLAGS if r == 1 or r * enough <= 1)
+        )
+
+
+def _is_jpeg(data: bytes) -> bool:
+    return data.startswith(JPEG_START)
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """Upright height and width, from the header alone."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception as error:  # Pillow's parsers raise nearly anything on broken bytes
+        raise UnreadableImageError(f"not a readable picture ({error})") from error
+    return (width, height) if orientation >= FIRST_TRANSPOSED_ORIENTATION else (height, width)
+
+
+def _decode_with_pillow(data: bytes, reduction: int) -> Pixels:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            mode = image.mode
+            if mode in PILLOW_8_BIT_MODES:
+                if reduction > 1:
+                    image.draft(None, (image.width // reduction, image.height // reduction))
+                return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except Exception as error:  # as above
+        raise UnreadableImageError(f"not a readable picture ({error})") from error
+    raise UnreadableImageError(f"pixels of Pillow's type {mode!r} are not supported")

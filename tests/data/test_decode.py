@@ -1,0 +1,282 @@
+import io
+import math
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from bvit.data import decode as decode_lib
+from bvit.data.decode import (
+    ASPECT_RATIO,
+    UnreadableImageError,
+    center_crop,
+    decode,
+    draw_box,
+    random_resized_crop,
+    resize,
+)
+
+EXIF_ORIENTATION = 0x0112
+
+
+def _picture(height, width, seed=0, grain=8):
+    """A smooth random picture, so that a lossy format keeps it."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (height // grain + 2, width // grain + 2, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _encode(image, format, **options):
+    file = io.BytesIO()
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def _jpeg(image, **options):
+    return _encode(image, "JPEG", quality=95, **options)
+
+
+def _difference(a, b):
+    return np.abs(a.astype(int) - b.astype(int))
+
+
+@pytest.mark.parametrize(
+    ("mode", "format"),
+    [
+        ("RGB", "JPEG"),
+        ("L", "JPEG"),
+        ("CMYK", "JPEG"),
+        ("RGB", "PNG"),
+        ("RGBA", "PNG"),
+        ("LA", "PNG"),
+        ("P", "PNG"),
+        ("1", "PNG"),
+        ("RGB", "WEBP"),
+        ("RGB", "BMP"),
+        ("RGB", "TIFF"),
+        ("P", "GIF"),
+    ],
+)
+def test_every_kind_of_picture_becomes_rgb(mode, format):
+    image = Image.fromarray(_picture(60, 80)).convert(mode)
+    if mode == "RGBA":
+        image.putalpha(Image.fromarray(_picture(60, 80, seed=1)[..., 0]))
+    data = _encode(image, format)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    pixels = decode(data)
+    assert pixels.dtype == np.uint8 and pixels.shape == (60, 80, 3)
+    assert _difference(pixels, expected).max() <= 1  # CMYK rounds
+
+
+def test_sixteen_bits_become_eight():
+    grey = _picture(30, 20)[..., 0]
+    pixels = decode(_encode(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"))
+    np.testing.assert_array_equal(pixels, np.repeat(grey[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_pictures_stand_upright(orientation, format):
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    data = _encode(_picture(40, 64), format, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    np.testing.assert_array_equal(decode(data), expected)
+    crop = center_crop(data, size=32, short_side=40)
+    top, left = (expected.shape[0] - 32) // 2, (expected.shape[1] - 32) // 2
+    np.testing.assert_array_equal(crop, expected[top : top + 32, left : left + 32])
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.95, 0.999])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_part_of_a_picture_is_an_error(format, share):
+    data = _encode(_picture(200, 300, grain=2), format)
+    with pytest.raises(UnreadableImageError, match="not a readable picture"):
+        decode(data[: int(len(data) * share)])
+
+
+def test_part_of_a_jpeg_whose_thumbnail_is_whole_is_an_error():
+    exif = Image.Exif()
+    exif[0x9286] = b"\xff\xd9"  # a comment with the marker that ends a JPEG
+    data = _jpeg(_picture(200, 300), exif=exif)
+    with pytest.raises(UnreadableImageError):
+        decode(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\xff\xd8", b"\xff\xd8\xff\xd9", bytes(1000)])
+@pytest.mark.parametrize("read", [decode, lambda data: center_crop(data, size=8, short_side=8)])
+def test_no_picture_is_an_error(read, data):
+    with pytest.raises(UnreadableImageError):
+        read(data)
+
+
+def test_wide_pixels_that_opencv_declines_are_not_clipped():
+    data = _encode(Image.fromarray(np.full((8, 8), 300.0, np.float32)), "SPIDER")
+    with pytest.raises(UnreadableImageError, match="'F'"):
+        decode(data)
+
+
+def test_bytes_after_the_end_of_a_jpeg_do_no_harm():
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6
+    data = _jpeg(_picture(40, 50), exif=exif)
+    np.testing.assert_array_equal(decode(data + b"more"), decode(data))
+    assert decode(data + b"more", reduction=2).shape == (25, 20, 3)
+
+
+@pytest.mark.parametrize("reduction", [1, 2, 4, 8])
+def test_reduction_rounds_sides_up(reduction):
+    pixels = decode(_jpeg(_picture(61, 83)), reduction=reduction)
+    assert pixels.shape == (math.ceil(61 / reduction), math.ceil(83 / reduction), 3)
+
+
+def test_other_reductions_are_an_error():
+    with pytest.raises(ValueError, match="reduction must be one of"):
+        decode(_jpeg(_picture(8, 8)), reduction=3)
+
+
+def _area_weights(length, result):
+    """Share of each pixel in each of fewer pixels, float64 [result, length]."""
+    edges = np.linspace(0, length, result + 1)
+    pixel = np.arange(length)
+    overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
+    return np.maximum(overlap, 0) * result / length
+
+
+def _linear_weights(length, result):
+    """Linear interpolation between pixel centres, float64 [result, length]."""
+    at = np.clip((np.arange(result) + 0.5) * length / result - 0.5, 0, length - 1)
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(length)))
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(20, 30), (13, 17), (41, 59), (100, 90), (40, 25), (57, 60), (13, 90)]
+)
+def test_resize_averages_or_interpolates_along_each_side(height, width):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    rows, columns = (
+        (_area_weights if new < old else _linear_weights)(old, new)
+        for old, new in ((40, height), (60, width))
+    )
+    expected = np.einsum("ij,jkc,lk->ilc", rows, pixels.astype(np.float64), columns)
+    assert (
+        np.abs(resize(pixels, height, width) - expected).max() <= 1.25
+    )  # rounds up to three times
+
+
+def test_resize_to_the_same_size_changes_nothing():
+    pixels = _picture(9, 7)
+    np.testing.assert_array_equal(resize(pixels, 9, 7), pixels)
+
+
+def test_boxes_follow_the_law():
+    rng = np.random.default_rng(0)
+    boxes = [draw_box(1000, 1500, rng, scale=(0.1, 0.3), ratio=(0.5, 2.0)) for _ in range(3000)]
+    top, left, height, width = np.array(boxes).T
+    area, aspect = height * width / 1.5e6, np.log2(width / height)
+    assert (top >= 0).all() and (left >= 0).all()
+    assert (top + height <= 1000).all() and (left + width <= 1500).all()
+    # Uniform: extremes, mean, and deviation = range / √12; within five standard errors.
+    for values, low, high in ((area, 0.1, 0.3), (aspect, -1, 1), (top / (1000 - height), 0, 1)):
+        assert low - 0.01 <= values.min() < values.max() <= high + 0.01
+        deviation = (high - low) / math.sqrt(12)
+        assert abs(values.mean() - (low + high) / 2) < 5 * deviation / math.sqrt(3000)
+        assert abs(values.std() / deviation - 1) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [
+        ((10, 1000), (0, 493, 10, 13)),  # 10 · 4/3 wide
+        ((1000, 10), (493, 0, 13, 10)),
+        ((50, 50), (0, 0, 50, 50)),
+        ((1, 1), (0, 0, 1, 1)),
+    ],
+)
+def test_boxes_that_never_fit_give_way_to_a_central_one(size, box):
+    rng = np.random.default_rng(0)
+    assert draw_box(*size, rng, scale=(1.0, 1.0), ratio=ASPECT_RATIO) == box
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_crop_is_the_box_resized_and_mirrored(seed):
+    pixels = _picture(90, 120)
+    options = {"size": 32, "scale": (0.2, 0.9)}
+    crop = random_resized_crop(pixels, np.random.default_rng(seed), flip=True, **options)
+    straight = random_resized_crop(pixels, np.random.default_rng(seed), flip=False, **options)
+    rng = np.random.default_rng(seed)
+    mirrored = rng.random() < 0.5
+    top, left, height, width = draw_box(90, 120, rng, scale=(0.2, 0.9), ratio=ASPECT_RATIO)
+    box = pixels[top : top + height, left : left + width]
+    np.testing.assert_array_equal(straight, resize(box, 32, 32))
+    np.testing.assert_array_equal(crop, straight[:, ::-1] if mirrored else straight)
+    assert crop.shape == (32, 32, 3) and crop.dtype == np.uint8
+
+
+def test_half_of_the_crops_are_mirrored():
+    rising = np.tile(np.arange(64, dtype=np.uint8)[:, None], (64, 1, 3))
+    crops = [random_resized_crop(rising, np.random.default_rng(i), size=8) for i in range(400)]
+    falling = sum(int(crop[0, 0, 0]) > int(crop[0, -1, 0]) for crop in crops)
+    assert 150 < falling < 250
+
+
+def test_small_pictures_are_decoded_in_full():
+    data = _jpeg(_picture(90, 120))
+    np.testing.assert_array_equal(
+        random_resized_crop(data, np.random.default_rng(3), size=64),
+        random_resized_crop(decode(data), np.random.default_rng(3), size=64),
+    )
+    np.testing.assert_array_equal(
+        center_crop(data, size=56, short_side=64), center_crop(decode(data), size=56, short_side=64)
+    )
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_large_jpegs_are_decoded_at_a_lower_resolution_and_look_the_same(monkeypatch, orientation):
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    # Position as colour: half a pixel of the result is two levels.
+    across, down = np.linspace(0, 255, 1603), np.linspace(0, 255, 1203)[:, None]
+    ramps = np.stack(np.broadcast_arrays(across, down, 255 - across), axis=2)
+    data = _jpeg(np.rint(ramps).astype(np.uint8), exif=exif)
+    full = decode(data)
+    reductions = []
+
+    def spy(data, *, reduction=1):
+        reductions.append(reduction)
+        return decode(data, reduction=reduction)
+
+    monkeypatch.setattr(decode_lib, "decode", spy)
+    central = center_crop(data, size=64, short_side=73)
+    assert _difference(central, center_crop(full, size=64, short_side=73)).max() <= 3
+    for seed in range(8):
+        crop = random_resized_crop(data, np.random.default_rng(seed), size=64)
+        expected = random_resized_crop(full, np.random.default_rng(seed), size=64)
+        assert _difference(crop, expected).max() <= 3
+    assert reductions[0] == 8 and {4, 8} <= set(reductions)
+
+
+@pytest.mark.parametrize("shape", [(90, 120), (120, 90), (100, 100), (31, 47)])
+def test_center_crop_agrees_with_pillow(shape):
+    pixels = _picture(*shape, grain=16)
+    scale = 64 / min(shape)
+    height, width = (int(side * scale) for side in shape)
+    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
+    top, left = round((height - 56) / 2), round((width - 56) / 2)
+    expected = np.asarray(image)[top : top + 56, left : left + 56]
+    crop = center_crop(pixels, size=56, short_side=64)
+    assert crop.shape == (56, 56, 3) and crop.flags.c_contiguous
+    difference = _difference(crop, expected)  # a box against a triangle
+    assert difference.max() <= 8 and difference.mean() < 1
+
+
+def test_center_crop_without_resizing_is_exact():
+    pixels = _picture(64, 91)
+    crop = center_crop(pixels, size=60, short_side=64)
+    np.testing.assert_array_equal(crop, pixels[2:62, 16:76])  # 15.5 rounds to the even 16
+
+
+def test_a_crop_larger_than_the_short_side_is_an_error():
+    with pytest.raises(ValueError, match="short side of at least 64 px: got 63"):
+        center_crop(_picture(80, 80), size=64, short_side=63)
