@@ -1,0 +1,117 @@
+"""Class folders of pictures, as people keep ImageNet."""
+
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bvit.data.file_index import FileIndex, class_folders, index_files
+
+TRAIN_FOLDER = "train"
+# The first of these that is there; ImageNet's `test` has no labels, so `val` goes first.
+TEST_FOLDERS = ("val", "validation", "test")
+# Where there are no such folders, the share of the pictures that is kept for testing.
+TEST_SHARE = 0.1
+
+
+class FolderSource:
+    """Pictures in one folder for each class, its name being that of the class.
+
+    Either `dir/train/CLASS/*` and `dir/val/CLASS/*` (or `validation`, or `test`), or `dir/CLASS/*`
+    alone: then a tenth of the pictures is for testing, by a hash of their path below `dir`, so that
+    pictures stay on their side when others come or go. Pictures may lie in deeper folders too.
+    Files and folders whose names start with a dot, and files that are not pictures by their
+    extension, are passed over. Classes and, within them, pictures are in the order of their names.
+
+    Attributes:
+      class_names: the names of the class folders.
+      num_classes: how many there are.
+    """
+
+    def __init__(self, split: str, *, dir: str | os.PathLike[str]) -> None:
+        """Lists the pictures, from a cache where nothing has changed; reads none.
+
+        Args:
+          split: "train" or "test".
+          dir: the folder.
+
+        Raises:
+          ValueError: there is no such folder, it has no class folders, one of them has no pictures,
+            or the classes of training and testing differ.
+        """
+        if split not in ("train", "test"):
+            raise ValueError(f"folder has the splits train and test: got {split!r}.")
+        root = os.path.abspath(dir)
+        if not os.path.isdir(root):
+            raise ValueError(f"data.dir must be a folder of pictures: there is no folder {root!r}.")
+        parts = _parts(root)
+        self._index = index_files(parts.get(split, root))
+        self._rows = _hashed_rows(self._index, split) if not parts else None
+        if not len(self):
+            raise ValueError(
+                f"no picture of {root!r} falls into the {split} split, there are only "
+                f"{len(self._index)}; add pictures, or make the folders train and val."
+            )
+        self.class_names: Sequence[str] = self._index.class_names
+        self.num_classes: int = len(self.class_names)
+
+    def __len__(self) -> int:
+        """Pictures of the split."""
+        return len(self._index) if self._rows is None else len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, bytes | int]:
+        """Reads picture `index`: {"image": bytes of the file, "label": int}.
+
+        Raises:
+          OSError: the file can't be read.
+        """
+        row = self._row(index)
+        return {
+            "image": Path(self._index.path(row)).read_bytes(),
+            "label": int(self._index.labels[row]),
+        }
+
+    def record_name(self, index: int) -> str:
+        """The path of picture `index`."""
+        return self._index.path(self._row(index))
+
+    def _row(self, index: int) -> int:
+        return index if self._rows is None else int(self._rows[index])
+
+
+def _parts(root: str) -> dict[str, str]:
+    """Split → folder, where there is one folder for each; empty where one is to be divided."""
+    train = os.path.join(root, TRAIN_FOLDER)
+    tests = [os.path.join(root, name) for name in TEST_FOLDERS]
+    tests = [path for path in tests if os.path.isdir(path)]
+    if not os.path.isdir(train) and not tests:
+        return {}
+    if not os.path.isdir(train) or not tests:
+        missing = f"{TRAIN_FOLDER}/" if tests else "val/"
+        raise ValueError(
+            f"{root!r} must hold train/ and val/ (or test/), or the class folders themselves: "
+            f"{missing} is missing; add it, or set data.dir to the folder of class folders."
+        )
+    _check_same_classes(train, tests[0])
+    return {"train": train, "test": tests[0]}
+
+
+def _check_same_classes(train: str, test: str) -> None:
+    ours, theirs = set(class_folders(train)), set(class_folders(test))
+    if ours != theirs:
+        examples = ", ".join(sorted(ours ^ theirs)[:3])
+        raise ValueError(
+            f"training and testing must have the same class folders: {len(ours - theirs)} are only "
+            f"in {train!r} and {len(theirs - ours)} only in {test!r} (among them {examples})."
+        )
+
+
+def _hashed_rows(index: FileIndex, split: str) -> np.ndarray:
+    """The rows of a split, int64: by a checksum of each path, which needs no seed and no state."""
+    share = np.fromiter(
+        (zlib.crc32(index.relative_path(row)) for row in range(len(index))), np.uint32, len(index)
+    )
+    is_test = share < TEST_SHARE * 2**32
+    return np.flatnonzero(is_test if split == "test" else ~is_test)
