@@ -1,0 +1,15 @@
+"""Data sets and the batches made of them: files → uint8 arrays on the host."""
+
+from bvit.data.decode import UnreadableImageError
+from bvit.data.pipeline import Batch, Batches, eval_batches, train_batches
+from bvit.data.sources import Source, open_source
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "Source",
+    "UnreadableImageError",
+    "eval_batches",
+    "open_source",
+    "train_batches",
+]

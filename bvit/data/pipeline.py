@@ -1,0 +1,335 @@
+"""Batches of pictures: shard, shuffle, decode, crop, stack.
+
+Everything about a batch follows from (seed, step): which records are in it, how they are cropped
+and mirrored. So a run can be stopped and go on at any step, on any number of processes, and sees
+what it would have seen. grain does the shuffling, the threads and the worker processes.
+"""
+
+import dataclasses
+import os
+import signal
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Literal, Self
+
+import cv2
+import grain
+import numpy as np
+from absl import flags, logging
+
+from bvit.data.decode import (
+    Pixels,
+    UnreadableImageError,
+    center_crop,
+    random_resized_crop,
+)
+from bvit.data.sources import Source
+
+Batch = dict[str, np.ndarray]
+OnError = Literal["raise", "skip"]
+
+# Examples of a training that has no end; grain's own endless repetition overflows when batched.
+ENDLESS = 2**48
+# Batches that wait, besides those that are being made.
+PREFETCH = 2
+MAX_THREADS = 16
+# So many unreadable pictures in a row are no accident.
+MAX_UNREADABLE = 100
+# The first so many of them are named in the log; the rest are only counted.
+NAMED_UNREADABLE = 20
+# How far evaluation shrinks the short side before the centre crop: 256 for 224, as for ImageNet
+# since Krizhevsky et al. 2012.
+RESIZE_RATIO = 256 / 224
+
+
+def train_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    image_size: int,
+    seed: int,
+    start_step: int = 0,
+    num_steps: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    scale: tuple[float, float] = (0.08, 1.0),
+    flip: bool = True,
+    num_workers: int = 0,
+    num_threads: int | None = None,
+    on_error: OnError = "raise",
+) -> "Batches":
+    """Random crops of shuffled pictures, without end.
+
+    Each pass over the source is in a new order; a batch may hold the end of one and the beginning
+    of the next. The batch of a step, over all processes, is a function of (seed, step, batch_size)
+    alone: process p of n gets rows p·b/n to (p+1)·b/n of it.
+
+    Args:
+      source: of `open_source`.
+      batch_size: rows of a batch over all processes; a multiple of `process_count`.
+      image_size: side of the square crops, in pixels.
+      seed: of order, crops and mirroring; not negative.
+      start_step: the first step, from 0; nothing before it is read.
+      num_steps: how many batches to give; None for no end.
+      process_index: which share of each batch is wanted.
+      process_count: how many shares there are.
+      scale: range of a crop's share of the area of its picture, within (0, 1].
+      flip: whether to mirror half of the crops.
+      num_workers: processes that make batches; 0: threads of this one do.
+      num_threads: threads that make batches, in this process or in each worker; None: as many as
+        there are cores, but one in a worker. OpenCV is set to use no threads of its own.
+      on_error: "raise", or "skip": the next readable record takes the place of an unreadable one,
+        which is counted in `Batches.skipped`.
+
+    Returns:
+      An iterator of {"image": uint8 [b, s, s, 3], "label": int32 [b], "index": int32 [b] (of the
+      record), "mask": bool [b] (True)}; to be closed.
+
+    Raises:
+      ValueError: arguments out of range. While iterating: `UnreadableImageError`, naming the file.
+    """
+    local_batch = _local_batch(source, batch_size, image_size, process_index, process_count)
+    _check_choice(on_error)
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f"scale must be a range within (0, 1], such as (0.08, 1.0): got {scale}.")
+    if seed < 0 or start_step < 0:
+        raise ValueError(
+            f"seed and start_step must not be negative: got {seed} and {start_step}; use 0 or more."
+        )
+    # grain's order of pass e is keyed with seed + e: unmixed, the second pass of seed 0 would be
+    # the first of seed 1.
+    order_seed, crop_seed = (int(s) for s in np.random.SeedSequence(seed).generate_state(2))
+    passes = -(-ENDLESS // len(source))
+    order = grain.MapDataset.range(len(source)).shuffle(order_seed).repeat(passes)
+    example = _TrainExample(source, image_size, scale, flip, on_error == "skip")
+    # random_map keys its generator with the position in the (endless) order: (seed, position).
+    batches = order.random_map(example, seed=crop_seed).batch(local_batch)
+    # Consecutive batches of one share each make up the batch of one step.
+    shares = batches[process_index::process_count]
+    stop = None if num_steps is None else start_step + num_steps
+    return Batches(shares[start_step:stop], num_workers, num_threads)
+
+
+def eval_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    image_size: int,
+    resize: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+    num_threads: int | None = None,
+    on_error: OnError = "raise",
+) -> "Batches":
+    """The central crop of every picture, each exactly once over all processes, in order.
+
+    The last batch is filled up with rows whose mask is False; every process gives the same number
+    of batches.
+
+    Args:
+      source: of `open_source`.
+      batch_size: rows of a batch over all processes; a multiple of `process_count`.
+      image_size: side of the square crops, in pixels.
+      resize: short side before the crop, in pixels; None: 256/224 times `image_size`.
+      process_index: which share of each batch is wanted.
+      process_count: how many shares there are.
+      num_workers: as in `train_batches`.
+      num_threads: as in `train_batches`.
+      on_error: "raise", or "skip": the row of an unreadable picture has the mask False, and is
+        counted in `Batches.skipped`.
+
+    Returns:
+      An iterator as that of `train_batches`; "index" is the record's, 0 where a row only fills up.
+
+    Raises:
+      ValueError: arguments out of range. While iterating: `UnreadableImageError`, naming the file.
+    """
+    local_batch = _local_batch(source, batch_size, image_size, process_index, process_count)
+    _check_choice(on_error)
+    short_side = round(image_size * RESIZE_RATIO) if resize is None else resize
+    if short_side < image_size:
+        raise ValueError(
+            f"resize, the short side before the crop, must be at least image_size={image_size}: "
+            f"got {short_side}."
+        )
+    rows = -(-len(source) // batch_size) * batch_size
+    example = _EvalExample(source, image_size, short_side, on_error == "skip")
+    batches = grain.MapDataset.range(rows).map(example).batch(local_batch)
+    return Batches(batches[process_index::process_count], num_workers, num_threads)
+
+
+class Batches(Iterator[Batch]):
+    """Batches that are made ahead of time, in threads or processes.
+
+    Close it, or use it in a `with` statement, when you stop before its end.
+
+    Attributes:
+      skipped: how many unreadable pictures were passed over for the batches given so far.
+    """
+
+    def __init__(
+        self, dataset: grain.MapDataset, num_workers: int, num_threads: int | None
+    ) -> None:
+        """Sets OpenCV to one thread in this process and the workers: there are others to share."""
+        if num_workers < 0 or (num_threads is not None and num_threads < 1):
+            raise ValueError(
+                "num_workers must not be negative and num_threads at least 1: got "
+                f"{num_workers} and {num_threads}."
+            )
+        if num_threads is None:
+            num_threads = 1 if num_workers else min(MAX_THREADS, os.cpu_count() or 1)
+        cv2.setNumThreads(1)
+        options = grain.ReadOptions(num_threads, prefetch_buffer_size=num_threads + PREFETCH)
+        batches = dataset.to_iter_dataset(options)
+        if num_workers:
+            # grain asks absl's flags whether to profile its workers, which fails in programs that
+            # have no use for flags.
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
+            batches = batches.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers), worker_init_fn=_start_worker
+            )
+        self._batches = iter(batches)
+        self.skipped = 0
+
+    def __next__(self) -> Batch:
+        """The next batch."""
+        batch = next(self._batches)
+        self.skipped += int(batch.pop("skipped").sum())
+        return batch
+
+    def close(self) -> None:
+        """Stops the threads, after the batches they are at, and the worker processes."""
+        self._batches.close()
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Closes it."""
+        self.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainExample(grain.transforms.RandomMap):
+    """Record index, generator → example: a random crop."""
+
+    source: Source
+    image_size: int
+    scale: tuple[float, float]
+    flip: bool
+    skip: bool
+
+    def random_map(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        def crop(image: bytes | Pixels) -> Pixels:
+            return random_resized_crop(
+                image, rng, size=self.image_size, scale=self.scale, flip=self.flip
+            )
+
+        for skipped in range(MAX_UNREADABLE if self.skip else 1):
+            record = (index + skipped) % len(self.source)
+            try:
+                return _example(*_read(self.source, record, crop), record, skipped=skipped)
+            except UnreadableImageError as error:
+                if not self.skip:
+                    raise
+                _tell(error)
+        raise UnreadableImageError(
+            f"{MAX_UNREADABLE} pictures in a row can't be read, the first of them "
+            f"{self.source.record_name(index)}; is their disk there?"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalExample(grain.transforms.Map):
+    """Row → example: the central crop of a record, or filling."""
+
+    source: Source
+    image_size: int
+    short_side: int
+    skip: bool
+
+    def map(self, row: int) -> dict[str, np.ndarray]:
+        def crop(image: bytes | Pixels) -> Pixels:
+            return center_crop(image, size=self.image_size, short_side=self.short_side)
+
+        nothing = np.zeros((self.image_size, self.image_size, 3), np.uint8)
+        if row >= len(self.source):
+            return _example(nothing, 0, 0, mask=False)
+        try:
+            return _example(*_read(self.source, row, crop), row)
+        except UnreadableImageError as error:
+            if not self.skip:
+                raise
+            _tell(error)
+            return _example(nothing, 0, row, mask=False, skipped=1)
+
+
+def _read(
+    source: Source, index: int, crop: Callable[[bytes | Pixels], Pixels]
+) -> tuple[Pixels, int]:
+    """The crop of a record and its label; what goes wrong is told with the record's name."""
+    try:
+        record = source[index]
+        return crop(record["image"]), record["label"]
+    except (UnreadableImageError, OSError) as error:
+        raise UnreadableImageError(
+            f"{source.record_name(index)}: {error}. Remove or replace the picture, or pass over "
+            "such pictures with data.on_error=skip."
+        ) from error
+
+
+def _example(
+    image: Pixels, label: int, index: int, *, mask: bool = True, skipped: int = 0
+) -> dict[str, np.ndarray]:
+    return {
+        "image": image,
+        "label": np.int32(label),
+        "index": np.int32(index),
+        "mask": np.bool_(mask),
+        "skipped": np.int32(skipped),
+    }
+
+
+def _tell(error: UnreadableImageError) -> None:
+    logging.log_first_n(logging.WARNING, "Skipped: %s", NAMED_UNREADABLE, error)
+
+
+def _start_worker(index: int, count: int) -> None:
+    del index, count
+    cv2.setNumThreads(1)
+    # Ctrl-C goes to the whole group of processes; the one that started the workers ends them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _local_batch(
+    source: Source, batch_size: int, image_size: int, process_index: int, process_count: int
+) -> int:
+    """Rows of a batch in one process, after a look at the arguments."""
+    if not len(source):
+        raise ValueError("the source has no records: give it at least one.")
+    if image_size < 1:
+        raise ValueError(f"image_size must be at least 1 pixel: got {image_size}.")
+    if not 0 <= process_index < process_count:
+        raise ValueError(
+            f"process_index must lie in 0 … {process_count - 1}, for process_count="
+            f"{process_count}: got {process_index}."
+        )
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size must be a positive multiple of the {process_count} processes: got "
+            f"{batch_size}; use {max(1, round(batch_size / process_count)) * process_count}."
+        )
+    return batch_size // process_count
+
+
+def _check_choice(on_error: str) -> None:
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error must be raise or skip: got {on_error!r}.")

@@ -1,0 +1,70 @@
+"""Data sets by name: records with labels that can be read in any order."""
+
+import os
+from typing import Any, Protocol
+
+from bvit.data.folder import FolderSource
+from bvit.data.photos import Photos
+from bvit.data.tfds import TfdsSource
+
+# What may stand for the whole of a split in sources that have no parts of splits.
+WHOLE_SPLITS = ("", "train", "val", "validation", "test")
+
+
+class Source(Protocol):
+    """Records that can be read in any order, from several threads, and pickled for workers."""
+
+    num_classes: int
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Number of records."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Reads one: {"image": bytes of a file or uint8 [h, w, 3], "label": int}."""
+
+    def record_name(self, index: int) -> str:
+        """What to call it in a message: its path, where it has one."""
+
+
+def open_source(
+    name: str,
+    *,
+    split: str,
+    dir: str | os.PathLike[str] | None = None,
+    split_name: str = "",
+    image_size: int = 224,
+    seed: int = 0,
+) -> Source:
+    """Opens one half of a data set; reads no picture.
+
+    Args:
+      name: "photos" (embedded, see `bvit.data.photos`), "folder" (class folders of pictures, see
+        `bvit.data.folder`), or the name of a tfds set, such as "imagenet2012".
+      split: "train" or "test": which half.
+      dir: folder: where the class folders are; tfds: its data directory, None for its default.
+      split_name: tfds: the split, or a part of it, that is this half, such as "train[:20%]"; the
+        other sources know no parts and take only the name of a whole split, or "".
+      image_size: photos: side of the square that the model sees, in pixels.
+      seed: photos: of the training crops.
+
+    Returns:
+      The source.
+
+    Raises:
+      ValueError: there is no such data set, or it is not what its source asks for.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be train or test: got {split!r}.")
+    if name in ("photos", "folder") and split_name not in WHOLE_SPLITS:
+        raise ValueError(
+            f"{name} has no parts of splits: got {split_name!r}; leave data.{split}_split as it "
+            "is, or use a tfds set."
+        )
+    if name == "photos":
+        return Photos(split, image_size=image_size, seed=seed)
+    if name == "folder":
+        if dir is None:
+            raise ValueError("folder needs data.dir, the folder that the class folders are in.")
+        return FolderSource(split, dir=dir)
+    return TfdsSource(name, split_name or split, dir=dir)
