@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from bvit.image.batching import map_images
+from bvit.image.patches import check_patch_size
 from bvit.image.pixels import LUMA, check_image
 
 # The paper's threshold, of 8-bit photographs: a patch of lower variance counts as blurry.
@@ -41,7 +42,7 @@ def patch_laplacian_variance(
 
     Args:
       image: RGB in [0, 1], any leading batch axes.
-      patch_size: side of the square patches in pixels, >= 2, a divisor of height and width; static.
+      patch_size: side of the square patches in pixels, a divisor of height and width; static.
       border: "patch" takes each patch on its own, as cv2.Laplacian(patch, CV_64F).var() does;
         "image" takes the Laplacian of the whole image, and then divides that. Static.
       quantize: whether to round grey to integers, exactly as OpenCV does: on 8-bit pixels the
@@ -54,7 +55,7 @@ def patch_laplacian_variance(
       ValueError: not an RGB image, patches that do not fit, or an unknown border.
     """
     check_image(image, channels=3)
-    _check_patch_size(patch_size, np.shape(image))
+    check_patch_size(np.shape(image)[-3:-1], patch_size)
     if border not in ("patch", "image"):
         raise ValueError(f'border must be "patch" or "image": got {border!r}.')
     return _variance(image, patch_size=patch_size, border=border, quantize=bool(quantize))
@@ -114,7 +115,7 @@ def mask_patches(
     """
     check_image(image)
     *batch, height, width, _ = np.shape(image)
-    _check_patch_size(patch_size, np.shape(image))
+    check_patch_size((height, width), patch_size)
     grid = (*batch, height // patch_size, width // patch_size)
     if np.shape(keep) != grid or jnp.result_type(keep) != jnp.bool_:
         raise ValueError(
@@ -130,6 +131,7 @@ def _variance(image, *, patch_size, border, quantize):
         height, width, _ = one.shape
         grey = _grey_levels(one, quantize)
         tile = (patch_size, patch_size) if border == "patch" else (height, width)
+        # On a CPU two thirds of the time of a variance over transposed blocks.
         patches = _laplacian(grey, tile).reshape(
             height // patch_size, patch_size, width // patch_size, patch_size
         )
@@ -171,20 +173,3 @@ def _shift(grey, axis, steps):
     padding = [(0, 0, 0), (0, 0, 0)]
     padding[axis] = (steps, -steps, 0)
     return lax.pad(grey, jnp.zeros((), grey.dtype), padding)
-
-
-def _check_patch_size(patch_size: int, shape: tuple[int, ...]) -> None:
-    height, width = shape[-3:-1]
-
-    def fits(size):
-        return size >= 2 and height % size == 0 and width % size == 0
-
-    if isinstance(patch_size, (int, np.integer)) and fits(patch_size):
-        return
-    fitting = sorted(filter(fits, range(height + 1)), key=lambda size: abs(size - patch_size))
-    nearest = " or ".join(map(str, sorted(fitting[:2])))
-    fix = f"use {nearest}" if nearest else "crop or pad the image first"
-    raise ValueError(
-        f"patch_size must be an integer >= 2 that divides the image: got image {height}x{width}, "
-        f"patch_size={patch_size}; {fix}."
-    )
