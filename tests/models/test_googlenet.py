@@ -18,12 +18,12 @@ AUX_WEIGHT = 0.3
 
 
 def _images(n):
-    return np.random.default_rng(1).normal(size=(n, 65, 86, 3)).astype(np.float32)
+    return np.random.default_rng(1).normal(size=(n, 64, 86, 3)).astype(np.float32)
 
 
 @functools.cache
 def _oracle(train):
-    """State dict, images, logits and auxiliary logits; odd sizes, so that poolings hang over."""
+    """State dict, images, logits and auxiliary logits; sizes that make every pooling hang over."""
     net, images = cnn_oracle.Network(train=train), _images(2)
     logits, aux = cnn_oracle.googlenet(
         net, np.moveaxis(images, -1, 1).astype(np.float64), width=WIDTH, classes=CLASSES

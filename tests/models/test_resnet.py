@@ -34,7 +34,7 @@ def _oracle(images, *, train=False, **options):
     ],
 )
 def test_names_in_logits_out(name, overrides, wanted):
-    images = _images(2, 33, 46, 3)
+    images = _images(2, 31, 46, 3)
     net, logits = _oracle(
         images,
         small=overrides.get("stem") == "small",
