@@ -21,8 +21,9 @@ def map_images(
     """Applies a function of one image to each image of a batch; traceable, for use under jit.
 
     Accelerators get the whole batch at once. A CPU gets it in chunks that stay in its cache, by a
-    loop over the batch: where a batch axis is sharded over several CPU devices, call this inside
-    shard_map, or XLA gathers the batch on each of them (the result is right either way).
+    loop over the batch: where a batch axis is sharded, call this inside shard_map. Otherwise XLA
+    gathers the batch on each CPU device (with the same result), and a mesh with explicit axes
+    refuses the loop.
 
     Args:
       function: takes image [h, w, c] and a slice of each of the others; returns a pytree.
