@@ -9,16 +9,28 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, PyTree
 
-from bvit.models.inputs import Policy, prepare
+from bvit.models.inputs import BETWEEN_LAYERS, Policy, for_policy, prepare
 
 # Timed passes over the same batch; the median of so many is steady to a few per cent.
 REPEATS = 5
 
 
-def num_tokens(policy: Policy, image_size: int) -> int:
-    """Patch tokens computed for one picture (the class token is not counted)."""
+def num_tokens(model: nn.Module, policy: Policy, image_size: int) -> float:
+    """Patch tokens computed for one picture; for `tome`, whose number falls, the blocks' mean.
+
+    The class token is not counted. A CNN has no tokens: for it this counts the patches that `zero`
+    tells apart.
+    """
     _, plan = _prepared(policy, image_size)
-    return (image_size // policy.patch_size) ** 2 if plan is None else plan.num_tokens
+    if plan is not None:
+        return plan.num_tokens
+    total = (image_size // policy.patch_size) ** 2
+    if policy.name not in BETWEEN_LAYERS:
+        return total
+    left = [total]
+    while len(left) < model.depth:
+        left.append(left[-1] - min(policy.budget, left[-1] // 2))
+    return float(np.mean(left))
 
 
 def gflops(model: nn.Module, variables: PyTree, policy: Policy, image_size: int) -> float:
@@ -35,6 +47,8 @@ def gflops(model: nn.Module, variables: PyTree, policy: Policy, image_size: int)
     """
     image, plan = _prepared(policy, image_size)
     extra = {} if plan is None else {"plan": plan}
+
+    model = for_policy(model, policy)
 
     def forward(variables: PyTree, image: Array, extra: PyTree) -> Array:
         return model.apply(variables, image, train=False, **extra)

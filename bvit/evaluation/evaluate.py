@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from bvit.image.conditions import apply_condition, indexed_keys
 from bvit.image.pixels import to_float
-from bvit.models.inputs import Policy, prepare
+from bvit.models.inputs import Policy, for_policy, prepare
 from bvit.training.sharding import batch_sharding, per_image
 
 # Keeps the keys of test images apart from those of training, which are folded from the same seed.
@@ -82,6 +82,8 @@ def make_classify(
     mesh: Mesh,
 ) -> Callable[[PyTree, Array, Array], Array]:
     """Builds (variables, pixels in [0, 1], test indices) → logits under a policy, jitted."""
+
+    model = for_policy(model, policy)
 
     def classify(variables: PyTree, image: Array, index: Array) -> Array:
         inputs = per_image(lambda k, x: prepare(x, policy, mean=mean, std=std, keys=k), mesh)

@@ -59,7 +59,7 @@ class Evaluator:
         }
         self.costs: dict[Policy, dict[str, Any]] = {
             policy: {
-                "tokens": cost.num_tokens(policy, image_size),
+                "tokens": cost.num_tokens(model, policy, image_size),
                 "gflops": None,
                 "images_per_s": None,
             }

@@ -1,52 +1,75 @@
-"""Pictures of what a policy does: the patches that count as blurry, drawn over the photograph."""
+"""Pictures of what a policy does with each patch, drawn over the photographs."""
 
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, UInt8
-from PIL import Image
+from jaxtyping import Float, Int
+from matplotlib.figure import Figure
 
-from bvit.image.focus import patch_mask
-
-# Blurry patches are darkened to this share and get a coloured frame; sharp ones stay as they are.
-DIMMED = 0.35
-FRAME = (1.0, 0.35, 0.1)
+# Patches that are left out are darkened to this share.
+DIMMED = 0.3
+# Frames: of patches that are left out, and of merged blocks of 2×2 and 4×4 patches.
+FRAMES = {-1: (1.0, 0.35, 0.1), 1: (0.1, 0.8, 0.9), 2: (0.95, 0.3, 0.9)}
 # Small pictures are enlarged to at least this side, so that a 64 px crop can be looked at.
 MIN_SIDE = 192
-# White pixels between pictures.
-GAP = 4
 
 
-def draw_mask(
-    image: Float[np.ndarray, "h w 3"], keep: Bool[np.ndarray, "hp wp"]
+def draw_levels(
+    image: Float[np.ndarray, "h w 3"], level: Int[np.ndarray, "hp wp"]
 ) -> Float[np.ndarray, "h2 w2 3"]:
-    """Draws a patch mask over a picture in [0, 1]: removed patches dark, with a frame."""
+    """Draws what a policy shows of a picture.
+
+    Args:
+      image: pixels in [0, 1].
+      level: of each patch, as `bvit.models.inputs.shown_levels` gives it: patches at -1 are drawn
+        dark, merged blocks at the resolution that is left of them, each with a frame.
+
+    Returns:
+      The picture, enlarged if it is small.
+    """
+    patch = image.shape[0] // level.shape[0]
     zoom = max(1, -(-MIN_SIDE // image.shape[0]))
-    image = image.repeat(zoom, axis=0).repeat(zoom, axis=1).astype(np.float32)
-    patch = image.shape[0] // keep.shape[0]
-    removed = ~keep.repeat(patch, axis=0).repeat(patch, axis=1)
-    drawn = np.where(removed[..., None], image * DIMMED, image)
-    rows, columns = np.indices(removed.shape)
-    edge = (rows % patch == 0) | (columns % patch == 0)
-    drawn[removed & edge] = FRAME
+    drawn = _enlarge(image.astype(np.float32), zoom)
+    shown = _enlarge(level, patch * zoom)
+    for value, colour in FRAMES.items():
+        here = shown == value
+        if not here.any():
+            continue
+        block = patch * zoom * 2 ** max(value, 0)
+        seen = image * DIMMED if value < 0 else _coarsen(image, 2**value)
+        drawn[here] = _enlarge(seen, zoom)[here]
+        rows, columns = np.indices(shown.shape)
+        drawn[here & ((rows % block == 0) | (columns % block == 0))] = colour
     return drawn
 
 
-def mask_sheet(
-    image: Float[Array, "n h w 3"], *, patch_size: int, threshold: float
-) -> UInt8[np.ndarray, "H W 3"]:
-    """Pictures in a row, and under each the patches that count as blurry."""
-    keep = np.asarray(patch_mask(image, patch_size=patch_size, threshold=threshold))
-    plain = [draw_mask(x, np.ones_like(k)) for x, k in zip(np.asarray(image), keep, strict=True)]
-    masked = [draw_mask(x, k) for x, k in zip(np.asarray(image), keep, strict=True)]
-    framed = [
-        [np.pad(x, [(GAP, 0), (GAP, 0), (0, 0)], constant_values=1) for x in row]
-        for row in (plain, masked)
-    ]
-    sheet = np.concatenate([np.concatenate(row, axis=1) for row in framed])
-    return np.round(np.clip(sheet, 0, 1) * 255).astype(np.uint8)
+def sheet(
+    image: Float[np.ndarray, "n h w 3"], levels: Mapping[str, Int[np.ndarray, "n hp wp"]]
+) -> Figure:
+    """Pictures side by side: as they are, then a row for each policy, with its name."""
+    untouched = (
+        np.zeros_like(next(iter(levels.values()))) if levels else np.zeros((len(image), 1, 1))
+    )
+    rows = {"picture": untouched, **levels}
+    figure = Figure(figsize=(1.6 * len(image) + 0.6, 1.6 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(image), squeeze=False)
+    for strip, (name, level) in zip(axes, rows.items(), strict=True):
+        for cell, one, shown in zip(strip, image, level, strict=True):
+            cell.imshow(np.clip(draw_levels(one, shown), 0, 1), interpolation="nearest")
+            cell.set(xticks=[], yticks=[])
+            cell.spines[:].set_visible(False)
+        strip[0].set_ylabel(name)
+    return figure
 
 
-def save(image: UInt8[np.ndarray, "h w 3"], path: Path) -> None:
-    """Writes a picture as PNG."""
-    Image.fromarray(image).save(path)
+def _enlarge(array: np.ndarray, times: int) -> np.ndarray:
+    return array.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def _coarsen(image: np.ndarray, factor: int) -> np.ndarray:
+    """The picture at 1/factor of its resolution, at its own size; incomplete blocks stay."""
+    height, width = (side // factor * factor for side in image.shape[:2])
+    blocks = image[:height, :width].reshape(height // factor, factor, width // factor, factor, 3)
+    coarse = image.copy()
+    coarse[:height, :width] = _enlarge(blocks.mean(axis=(1, 3)), factor)
+    return coarse

@@ -16,7 +16,7 @@ Row = dict[str, Any]
 COLUMNS = (
     ("condition", "condition", "{}"),
     ("policy", "policy", "{}"),
-    ("tokens", "tokens", "{}"),
+    ("tokens", "tokens", "{:.3g}"),
     ("top1", "top-1 %", "{:.2f}"),
     ("ci95", "95 % interval", "[{:.1f}, {:.1f}]"),
     ("top5", "top-5 %", "{:.2f}"),

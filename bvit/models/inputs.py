@@ -1,8 +1,11 @@
-"""From pixels to what a model is given: blurry patches marked, pictures normalised."""
+"""From pixels to what a model is given: what becomes of blurry patches, pictures normalised."""
 
 import dataclasses
+import difflib
 
-from jaxtyping import Array, Bool, Float
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
 
 from bvit.image.focus import mask_patches, patch_mask
 from bvit.image.pixels import normalize
@@ -10,6 +13,8 @@ from bvit.models import tokens
 
 # Policies that compute every token unless they are given a budget.
 UNBUDGETED = ("keep", "zero")
+# Policies that are no plan: one changes pixels, the other merges tokens inside the encoder.
+ON_PIXELS, BETWEEN_LAYERS = ("zero",), ("tome",)
 ZERO_AT = ("pixels", "normalized")
 
 
@@ -18,9 +23,10 @@ class Policy:
     """What a model does with the blurry patches of a picture; hashable, so static under jit.
 
     Attributes:
-      name: keep, zero, or a policy of `bvit.models.tokens`.
+      name: keep, zero, tome, or another policy of `bvit.models.tokens`.
       patch_size: side of a patch, in pixels.
-      budget: patch tokens that are computed; None where the policy has no budget.
+      budget: patch tokens that are computed (`zero`: patches that are left; `tome`: tokens merged
+        in each block); None where the policy has none.
       score: what patches are ranked by.
       threshold: variance of the Laplacian (0 to 255 scale) under which `zero` blanks a patch.
       zero_at: `zero` writes 0 into the "pixels" (black, as the paper says) or into the
@@ -35,10 +41,13 @@ class Policy:
     zero_at: str = "pixels"
 
     def __post_init__(self) -> None:
-        if self.name not in ("zero", *tokens.POLICIES):
-            raise ValueError(
-                f"policy must be one of zero, {', '.join(tokens.POLICIES)}: got {self.name!r}."
-            )
+        known = (*ON_PIXELS, *BETWEEN_LAYERS, *tokens.POLICIES)
+        if self.name not in known:
+            near = difflib.get_close_matches(self.name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise ValueError(f"policy must be one of {', '.join(known)}: got {self.name!r}{hint}")
+        if self.name in BETWEEN_LAYERS and self.budget is None:
+            raise ValueError("tome needs the number of tokens merged in each block, as tome:8.")
         if self.zero_at not in ZERO_AT:
             raise ValueError(f"zero_at must be one of {', '.join(ZERO_AT)}: got {self.zero_at!r}.")
 
@@ -95,9 +104,35 @@ def prepare(
         if policy.zero_at == "normalized":
             image = mask_patches(image, keep, patch_size=policy.patch_size)
         return image, None
-    if policy.name == "keep":
-        return normalize(image, mean, std), None
-    plan = tokens.plan(
+    return normalize(image, mean, std), _plan(image, policy, keys)
+
+
+def for_policy(model: nn.Module, policy: Policy) -> nn.Module:
+    """The model that a policy runs: `tome` merges inside the encoder, the others leave it alone."""
+    return model.clone(tome_r=policy.budget) if policy.name in BETWEEN_LAYERS else model
+
+
+def shown_levels(
+    image: Float[Array, "n h w 3"], policy: Policy, *, keys: Array
+) -> Int[Array, "n hp wp"]:
+    """For pictures of a policy: the level at which it shows each patch.
+
+    0 is full resolution, 1 and 2 are merged blocks of 2×2 and 4×4 patches, -1 is left out or
+    blanked. Arguments are those of `prepare`.
+    """
+    if policy.name in ON_PIXELS:
+        return _kept_by_zero(image, policy).astype(jnp.int32) - 1
+    plan = _plan(image, policy, keys)
+    if plan is None:
+        n, height, width, _ = image.shape
+        return jnp.zeros((n, height // policy.patch_size, width // policy.patch_size), jnp.int32)
+    return plan.level_map
+
+
+def _plan(image: Array, policy: Policy, keys: Array) -> tokens.TokenPlan | None:
+    if policy.name in ("keep", *BETWEEN_LAYERS):
+        return None
+    return tokens.plan(
         image,
         patch_size=policy.patch_size,
         policy=policy.name,
@@ -105,11 +140,10 @@ def prepare(
         score=policy.score,
         key=keys if policy.name == "random" else None,
     )
-    return normalize(image, mean, std), plan
 
 
-def _kept_by_zero(image: Float[Array, "n h w 3"], policy: Policy) -> Bool[Array, "n hp wp"]:
-    """The patches that `zero` leaves: the paper's threshold decides, or the budget if there is one."""
+def _kept_by_zero(image: Array, policy: Policy) -> Bool[Array, "n hp wp"]:
+    """The patches that `zero` leaves: the paper's threshold decides, or a budget if it has one."""
     if policy.budget is None:
         return patch_mask(image, patch_size=policy.patch_size, threshold=policy.threshold)
     dropped = tokens.plan(
