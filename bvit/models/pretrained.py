@@ -98,24 +98,23 @@ def convert(
     """
     model = models.create(name, **overrides)
     wanted = _shapes(model)
-    published = weight_names.to_paths(_checked_floats(state_dict))
+    arrays = {published_name: np.asarray(array) for published_name, array in state_dict.items()}
+    published = weight_names.to_paths(arrays)
+    _check_floats(published)
     if isinstance(model, VisionTransformer):
         published = _fitted_to_vit(published, model, wanted)
     new_parts = _new_parts(model, published, wanted, replace_head)
     published = {path: v for path, v in published.items() if not _lies_in(path, new_parts)}
     drawn = [path for path in wanted if _lies_in(path, new_parts)]
     _check_fit(name, published, {path: wanted[path] for path in wanted if path not in drawn})
-    arrays = {path: np.ascontiguousarray(v, np.float32) for path, (_, v) in published.items()}
-    return traverse_util.unflatten_dict(arrays | _draw(model, seed, drawn), sep="/")
+    filled = {path: np.ascontiguousarray(v, np.float32) for path, (_, v) in published.items()}
+    return traverse_util.unflatten_dict(filled | _draw(model, seed, drawn), sep="/")
 
 
-def _checked_floats(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    arrays = {name: np.asarray(array) for name, array in state_dict.items()}
-    for name, array in arrays.items():
-        counter = name.endswith(weight_names.TORCH_COUNTER)
-        if not counter and not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"weights must be floating point: got {array.dtype} in {name}.")
-    return arrays
+def _check_floats(published: Published) -> None:
+    for source, array in published.values():
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"weights must be floating point: got {array.dtype} in {source}.")
 
 
 def _images(model: nn.Module) -> jax.Array:

@@ -175,7 +175,7 @@ def test_googles_names_mean_what_timms_do(root, style):
     state = _vit_state()
     google = {root + name: array for name, array in _google(state, **style).items()}
     if root:
-        google["opt/step"] = np.float32(3)  # the optimiser's, beside the weights
+        google["opt/step"] = np.int32(3)  # the optimiser's, beside the weights
     ours = pretrained.convert(VIT_NAME, state, **VIT)
     theirs = pretrained.convert(VIT_NAME, google, **VIT)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
