@@ -29,9 +29,10 @@ REDUCED_FLAGS = {
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
-# … but its filter leaves a trace: shrunk by less than this once more, the pictures measured had two
-# thirds of the Laplacian's variance that they have by area means from full size; from here on, nine
-# tenths. Blurry is what this project tells from sharp, so the gain in speed has to wait till here.
+# It also comes out softer. Measured on 34 ImageNet photographs against decoding in full, the median
+# variance of the Laplacian of the result is 64 % where the reduced picture is barely large enough,
+# 87 % where it is at least twice as large as needed (and 1.7 levels off on average), 95 % at three
+# times. This project tells sharp from blurry by that variance.
 REDUCED_MARGIN = 2.0
 # Modes that Pillow's convert("RGB") takes to 0–255 without clipping; wider ones it would clip.
 PILLOW_8_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
