@@ -1,0 +1,137 @@
+"""The encoder's layer: multi-head attention and an MLP (Vaswani et al. 2017), normed beforehand."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, DTypeLike, Float, Shaped
+
+from bvit.models import tome
+
+# The values of the published ViTs, which timm and Google's vision_transformer share.
+NORM_EPSILON = 1e-6
+INIT_STDDEV = 0.02
+
+layer_norm = functools.partial(nn.LayerNorm, epsilon=NORM_EPSILON)
+truncated_normal = nn.initializers.truncated_normal(INIT_STDDEV)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    num_heads: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "n t width"],
+        mask: Bool[Array, "n t"] | None,
+        bias: Float[Array, "n t"] | None,
+    ) -> tuple[Float[Array, "n t width"], Float[Array, "n t heads head_dim"]]:
+        """Mixes the tokens of each image.
+
+        Args:
+          x: the tokens.
+          mask: False for tokens that are padding, and not attended to.
+          bias: added to the logits of attending to each token.
+
+        Returns:
+          The mixed tokens, and the keys of those that came.
+        """
+        width = x.shape[-1]
+        # The axes 3 (query, key, value) × heads × head_dim stay apart in the kernel, so that heads
+        # can be sharded; flattened, it is timm's qkv weight, transposed.
+        qkv = nn.DenseGeneral(
+            (3, self.num_heads, width // self.num_heads),
+            dtype=self.dtype,
+            kernel_init=truncated_normal,
+            name="qkv",
+        )(x)
+        query, key, value = jnp.moveaxis(qkv, -3, 0)
+        x = jax.nn.dot_product_attention(
+            query, key, value, mask=_over_queries(mask), bias=_over_queries(bias)
+        )
+        x = nn.DenseGeneral(
+            width, axis=(-2, -1), dtype=self.dtype, kernel_init=truncated_normal, name="proj"
+        )(x)
+        return x, key
+
+
+def _over_queries(x: Shaped[Array, "n t"] | None) -> Shaped[Array, "n 1 1 t"] | None:
+    """Broadcasts over the axes of attention, [n, heads, queries, keys]."""
+    return None if x is None else x[:, None, None, :]
+
+
+class Mlp(nn.Module):
+    """Two dense layers with an exact GELU between them."""
+
+    hidden: int
+    dropout: float
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n t width"], train: bool) -> Float[Array, "n t width"]:
+        """Transforms each token by itself."""
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=truncated_normal)
+        hidden = nn.gelu(dense(self.hidden, name="fc1")(x), approximate=False)
+        hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
+        return dense(x.shape[-1], name="fc2")(hidden)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: attention, then MLP, each added to what came in.
+
+    `drop_path` is the probability that an image skips a branch (Huang et al. 2016). With `tome_r`,
+    so many tokens are merged between the two, of which the first `prefix` are left alone.
+    """
+
+    num_heads: int
+    mlp_ratio: float
+    dropout: float
+    drop_path: float
+    dtype: DTypeLike
+    size_bias: bool
+    tome_r: int
+    prefix: int
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "n t width"],
+        size: Float[Array, "n t"] | None,
+        mask: Bool[Array, "n t"] | None,
+        train: bool,
+    ) -> tuple[Float[Array, "n t2 width"], Float[Array, "n t2"] | None]:
+        """One layer of the encoder.
+
+        Args:
+          x: the tokens.
+          size: how many patches each stands for; None if each stands for one.
+          mask: False for tokens that are padding; None if none is.
+          train: whether to drop units and branches. Static.
+
+        Returns:
+          The tokens that are left, with their sizes.
+        """
+
+        def dropped(branch: Float[Array, "n t width"]) -> Float[Array, "n t width"]:
+            branch = nn.Dropout(self.dropout, deterministic=not train)(branch)
+            return nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)(
+                branch
+            )
+
+        # Padding has size 0 and is masked: its bias has only to be finite.
+        bias = jnp.log(jnp.maximum(size, 1)) if self.size_bias and size is not None else None
+        branch, key = Attention(self.num_heads, self.dtype, name="attn")(
+            layer_norm(dtype=self.dtype, name="norm1")(x), mask, bias
+        )
+        x = x + dropped(branch)
+        if self.tome_r:
+            x, size = tome.merge(x, size, key.mean(axis=2), self.tome_r, protected=self.prefix)
+        hidden = round(x.shape[-1] * self.mlp_ratio)
+        branch = Mlp(hidden, self.dropout, self.dtype, name="mlp")(
+            layer_norm(dtype=self.dtype, name="norm2")(x), train
+        )
+        return x + dropped(branch), size
