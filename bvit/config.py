@@ -23,8 +23,8 @@ def default_config() -> ConfigDict:
     c.data = ConfigDict()
     c.data.name = "photos"  # photos (embedded), folder, or the name of a tfds set
     c.data.dir = ""  # folder: where the class folders are; tfds: the data directory
-    c.data.train_split = "train"  # tfds: e.g. train[:20%], the paper's share of ImageNet
-    c.data.test_split = "validation"  # tfds: the split to evaluate on
+    c.data.train_split = ""  # tfds: "" = train; e.g. train[:20%], the paper's share of ImageNet
+    c.data.test_split = ""  # tfds: "" = validation, or test where there is no validation
     c.data.image_size = 64  # side of the picture that the model sees, in pixels
     c.data.resize = 0  # evaluation: short side before the centre crop; 0 = image_size × 256/224
     c.data.crop_scale = (0.08, 1.0)  # training: area of the random crop as a share of the picture
@@ -52,6 +52,8 @@ def default_config() -> ConfigDict:
     c.train.steps = _optional(int)  # length in updates, wins over epochs; 0 = evaluate only
     c.train.epochs = _optional(float)  # length in passes over the training set
     c.train.batch_size = 64  # pictures for an update, over all devices
+    # Parts of a batch computed one after another, for less memory; batch norm normalises each part.
+    c.train.accumulate = 1
     c.train.label_smoothing = 0.0  # share of the target spread over all classes
     c.train.mixup = 0.0  # α of Beta(α, α), by which pairs of pictures are mixed; 0 = off
     c.train.ema_decay = 0.0  # moving average of the parameters, used in evaluation; 0 = off
@@ -91,7 +93,14 @@ def default_config() -> ConfigDict:
 
 
 # How a run is computed, not what it computes: a resumed run may change these.
-RESUME_MAY_CHANGE = ("mesh", "log", "checkpoint", "data.num_workers", "data.dir")
+RESUME_MAY_CHANGE = (
+    "mesh",
+    "log",
+    "checkpoint",
+    "train.accumulate",
+    "data.num_workers",
+    "data.dir",
+)
 
 
 def parse_arguments(text: str, **defaults: str) -> dict[str, str]:

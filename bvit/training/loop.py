@@ -19,6 +19,7 @@ from bvit import config as config_lib
 from bvit import data
 from bvit.evaluation import cost, evaluate, pictures, report
 from bvit.evaluation.evaluator import Evaluator
+from bvit.models.inputs import shown_levels
 from bvit.training import setup, sharding
 from bvit.training.checkpoint import Checkpoints
 from bvit.training.interrupt import Interrupted, SignalWatch
@@ -28,7 +29,8 @@ from bvit.training.rundir import RunDirectory, write_json
 from bvit.training.state import TrainState, create_state
 from bvit.training.step import Metrics, Recipe, make_train_step
 
-SAMPLES = 6  # test pictures that are shown with their patch masks
+SAMPLES = 6  # test pictures that are shown with what the policies do to them
+SHOW_EVERYTHING = ("keep", "tome")  # policies of which there is nothing to draw
 
 
 def train_and_evaluate(experiment: setup.Experiment, run: RunDirectory) -> dict[str, Any]:
@@ -196,19 +198,21 @@ def _compile_step(
 
 
 def _show_samples(experiment: setup.Experiment, writer: MetricsWriter, folder: Path) -> None:
-    """Draws a few test pictures under each condition, with the patches that count as blurry."""
-    c = experiment.config
+    """Draws a few test pictures under each condition, and what each policy does with them."""
     batch = setup.sample_batch(experiment, SAMPLES)
     one_device = sharding.make_mesh(devices=jax.local_devices()[:1])
+    keys = jax.random.split(jax.random.key(experiment.config.seed), len(batch["index"]))
     for name in experiment.conditions:
-        corrupt = evaluate.make_corrupt(name, seed=c.seed, mesh=one_device)
-        sheet = pictures.mask_sheet(
-            corrupt(batch["image"], batch["index"]),
-            patch_size=experiment.recipes[0].policy.patch_size,
-            threshold=c.tokens.threshold,
-        )
-        writer.image(0, f"samples/{name}", sheet)
-        pictures.save(sheet, folder / f"samples_{name}.png")
+        corrupt = evaluate.make_corrupt(name, seed=experiment.config.seed, mesh=one_device)
+        image = corrupt(batch["image"], batch["index"])
+        levels = {
+            policy.label: np.asarray(shown_levels(image, policy, keys=keys))
+            for policy in experiment.policies
+            if policy.name not in SHOW_EVERYTHING
+        }
+        figure = pictures.sheet(np.asarray(image), levels)
+        writer.image(0, f"samples/{name}", report.pixels(figure))
+        figure.savefig(folder / f"samples_{name.replace(':', '_')}.png", dpi=100)
 
 
 def _results(
@@ -250,9 +254,10 @@ def _curves(rows: list[report.Row]) -> dict[str, float]:
 
 def _introduction(experiment: setup.Experiment, state: PyTree) -> str:
     c, mesh = experiment.config, experiment.mesh
-    places = sharding.state_shardings(state, mesh)
-    megabytes = sharding.bytes_per_device(state, places) / 1e6
-    tokens = {p.label: cost.num_tokens(p, c.data.image_size) for p in experiment.policies}
+    tokens = {
+        policy.label: cost.num_tokens(experiment.model, policy, c.data.image_size)
+        for policy in experiment.policies
+    }
     forward = cost.gflops(
         experiment.model, state.eval_variables, experiment.recipes[0].policy, c.data.image_size
     )
@@ -260,10 +265,10 @@ def _introduction(experiment: setup.Experiment, state: PyTree) -> str:
     return "\n".join(
         [
             f"devices     {len(devices)} × {devices[0].device_kind}, mesh {dict(mesh.shape)}",
-            f"model       {c.model.name}, {setup.num_parameters(state.params):,} parameters, "
-            f"{megabytes:.1f} MB of state on each device",
+            f"model       {c.model.name}, {setup.num_parameters(state.params):,} parameters",
+            f"state       {sharding.describe(state, mesh)}",
             f"an image    {c.data.image_size} px, {forward:.3f} GFLOPs, tokens "
-            + ", ".join(f"{label} {count}" for label, count in tokens.items()),
+            + ", ".join(f"{label} {count:.3g}" for label, count in tokens.items()),
             f"data        {c.data.name}: {len(experiment.train_source):,} training and "
             f"{len(experiment.test_source):,} test images, {experiment.num_classes} classes",
             f"training    {experiment.total_steps:,} steps of {c.train.batch_size} images, "

@@ -5,20 +5,30 @@ state (Rajbhandari et al. 2020, ZeRO stage 3); `tensor` splits the heads and hid
 (Shoeybi et al. 2019). Nothing else in the project names a mesh axis.
 """
 
+import collections
 import re
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Primitive
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 BATCH_AXES = ("data", "fsdp")
 
 # (pattern of the parameter's path, dimension split over `tensor`). The first that matches wins;
 # optimizer moments and averages match too, since their paths end in the parameter's own.
-TENSOR_RULES: tuple[tuple[str, int], ...] = ()
+TENSOR_RULES: tuple[tuple[str, int], ...] = (
+    (r"attn/qkv/kernel$", 2),  # [width, 3, heads, head_dim]: each device has whole heads …
+    (r"attn/qkv/bias$", 1),
+    (r"attn/proj/kernel$", 0),  # … and projects its own; one sum over devices follows
+    (r"mlp/fc1/kernel$", 1),  # [width, hidden]: each device has some hidden units …
+    (r"mlp/fc1/bias$", 0),
+    (r"mlp/fc2/kernel$", 0),  # … and likewise one sum follows
+)
 
 # Below this many elements a parameter is kept whole on every device: gathering it would cost a
 # message for less than a message is worth.
@@ -52,12 +62,15 @@ def make_mesh(
     return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), tuple(sizes))
 
 
-def check_batch(batch_size: int, mesh: Mesh, *, name: str) -> None:
-    """Raises a ValueError unless the devices can share a batch evenly."""
-    shares = batch_shares(mesh)
+def check_batch(batch_size: int, mesh: Mesh, *, name: str, accumulate: int = 1) -> None:
+    """Raises a ValueError unless the devices can share a batch, in `accumulate` parts, evenly."""
+    if accumulate < 1:
+        raise ValueError(f"train.accumulate must be at least 1: got {accumulate}; 1 is off.")
+    shares, parts = batch_shares(mesh) * accumulate, f", in {accumulate} parts each"
     if batch_size < 1 or batch_size % shares:
         raise ValueError(
-            f"{name} must be a multiple of the {shares} devices that share a batch: got "
+            f"{name} must be a multiple of the {batch_shares(mesh)} devices that share a batch"
+            f"{parts if accumulate > 1 else ''}: got "
             f"{batch_size}; use {max(shares, batch_size - batch_size % shares)} or "
             f"{batch_size + shares - batch_size % shares}."
         )
@@ -87,6 +100,21 @@ def per_image(fn: Callable, mesh: Mesh) -> Callable:
     return jax.shard_map(fn, mesh=mesh, in_specs=P(BATCH_AXES), out_specs=P(BATCH_AXES))
 
 
+def microbatches(batch: PyTree, count: int, mesh: Mesh) -> PyTree:
+    """Cuts arrays [n, …] into [count, n/count, …], row r going to part r % count.
+
+    So each device cuts the rows that it has, and which rows make up a part does not depend on how
+    many devices there are.
+    """
+    place = NamedSharding(mesh, P(None, BATCH_AXES))
+
+    def cut(rows: Array) -> Array:
+        parts = jnp.moveaxis(rows.reshape(-1, count, *rows.shape[1:]), 1, 0)
+        return jax.lax.with_sharding_constraint(parts, place)
+
+    return jax.tree.map(cut, batch)
+
+
 def _spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     axes: list[str | None] = [None] * len(shape)
     for pattern, dim in TENSOR_RULES:
@@ -111,6 +139,52 @@ def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
         ),
         state,
     )
+
+
+def gather_at_use(fn: Callable, mesh: Mesh) -> Callable:
+    """Makes `fn(params)` gather each parameter where it is used, forwards and again backwards.
+
+    Left to itself, the compiler may gather activations instead where that needs fewer bytes in a
+    small model, and keeps what it gathered from the forward pass to the backward one: a whole copy
+    of the parameters on every device, which is what `fsdp` is there to avoid. So here the gathered
+    copies are left out of what the forward pass keeps; and with them their casts and transposes,
+    which would be copies too.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return fn
+
+    def gathered(params: PyTree) -> PyTree:
+        places = state_shardings(params, mesh)
+        whole = jax.tree.map(lambda place: NamedSharding(mesh, _without_fsdp(place.spec)), places)
+        return fn(jax.lax.with_sharding_constraint(params, whole))
+
+    return jax.checkpoint(gathered, policy=_is_computed)
+
+
+def _without_fsdp(spec: P) -> P:
+    return P(*(None if axis == "fsdp" else axis for axis in spec))
+
+
+def _is_computed(primitive: Primitive, *_: object, **__: object) -> bool:
+    """Whether the forward pass keeps a value, rather than making it again from what it keeps."""
+    return primitive.name not in (
+        "sharding_constraint",
+        "convert_element_type",
+        "reshape",
+        "transpose",
+    )
+
+
+def describe(state: PyTree, mesh: Mesh) -> str:
+    """Says what of a state is split over which axes, in megabytes of the whole."""
+    shardings = state_shardings(state, mesh)
+    split = collections.Counter()
+    for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
+        axes = [axis for axis in mesh.axis_names if axis in place.spec and mesh.shape[axis] > 1]
+        split[" and ".join(axes)] += leaf.size * leaf.dtype.itemsize
+    parts = [f"{size / 1e6:.1f} MB over {axes}" for axes, size in split.items() if axes]
+    held, whole = bytes_per_device(state, shardings) / 1e6, split.total() / 1e6
+    return f"{held:.1f} MB of {whole:.1f} MB on each device; split: {', '.join(parts) or 'nothing'}"
 
 
 def bytes_per_device(state: PyTree, shardings: PyTree) -> int:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree, UInt8
 
@@ -18,7 +19,7 @@ from bvit.image.conditions import apply_condition, indexed_keys
 from bvit.image.pixels import to_float
 from bvit.models.inputs import Policy, prepare
 from bvit.models.tokens import TokenPlan
-from bvit.training.sharding import per_image
+from bvit.training.sharding import gather_at_use, microbatches, per_image, state_shardings
 from bvit.training.state import TrainState
 
 # Weight of each auxiliary head's loss (Szegedy et al. 2015, section 5: 0.3).
@@ -39,6 +40,7 @@ class Recipe:
       label_smoothing: share of the target that is spread over all classes.
       mixup: α of Beta(α, α), by which neighbours are mixed (Zhang et al. 2018); 0 = off.
       ema_decay: of the moving average of the parameters; only read where the state keeps one.
+      accumulate: parts of a batch that are computed one after another, see `accumulate`.
       skip_nonfinite: leave the state as it was when the loss or a gradient is not finite.
       seed: of all randomness in the step.
     """
@@ -50,6 +52,7 @@ class Recipe:
     label_smoothing: float = 0.0
     mixup: float = 0.0
     ema_decay: float = 0.0
+    accumulate: int = 1
     skip_nonfinite: bool = False
     seed: int = 0
 
@@ -82,6 +85,83 @@ def _select(finite: Array, new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
 
+@struct.dataclass
+class _Sums:
+    """What the microbatches of a batch add up to; each is the mean over its images.
+
+    Attributes:
+      grads: of the loss, as the parameters.
+      loss: mean cross-entropy, auxiliary heads included.
+      accuracy: against the heaviest target.
+    """
+
+    grads: PyTree
+    loss: Float[Array, ""]
+    accuracy: Float[Array, ""]
+
+
+def make_gradients(
+    model: nn.Module, mesh: Mesh
+) -> Callable[[PyTree, PyTree, PyTree, Array], tuple[PyTree, _Sums]]:
+    """Builds (params, model_state, (image, plan, target), key) → (model_state, sums)."""
+
+    def gradients(
+        params: PyTree, model_state: PyTree, inputs: PyTree, key: Array
+    ) -> tuple[PyTree, _Sums]:
+        image, plan, target = inputs
+        extra = {} if plan is None else {"plan": plan}
+
+        def loss_fn(params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
+            logits, updated = model.apply(
+                {"params": params, **model_state},
+                image,
+                train=True,
+                mutable=[*model_state, "aux_logits"],
+                rngs={"dropout": key},
+                **extra,
+            )
+            heads = jax.tree.leaves(updated.pop("aux_logits", {}))
+            loss = optax.softmax_cross_entropy(logits, target).mean()
+            for head in heads:
+                loss += AUX_WEIGHT * optax.softmax_cross_entropy(head, target).mean()
+            return loss, (logits, updated)
+
+        value_and_grad = jax.value_and_grad(gather_at_use(loss_fn, mesh), has_aux=True)
+        (loss, (logits, updated)), grads = value_and_grad(params)
+        grads = jax.lax.with_sharding_constraint(grads, state_shardings(grads, mesh))
+        accuracy = jnp.mean(logits.argmax(-1) == target.argmax(-1))
+        return updated, _Sums(grads, loss, accuracy)
+
+    return gradients
+
+
+def accumulate(gradients: Callable, count: int, mesh: Mesh) -> Callable:
+    """Runs `gradients` on `count` parts of a batch, one after another, and takes their mean.
+
+    That needs the memory of one part. Without batch norm or dropout the result is that of the whole
+    batch, to rounding. Batch norm normalises each part by itself, and updates its running
+    statistics `count` times: it behaves as in training with a batch that much smaller. Dropout
+    draws anew for each part.
+    """
+    if count == 1:
+        return gradients
+
+    def accumulated(
+        params: PyTree, model_state: PyTree, inputs: PyTree, key: Array
+    ) -> tuple[PyTree, _Sums]:
+        def add(carry: tuple[PyTree, _Sums], part: PyTree) -> tuple[tuple[PyTree, _Sums], None]:
+            model_state, sums = carry
+            model_state, values = gradients(params, model_state, *part)
+            return (model_state, jax.tree.map(jnp.add, sums, values)), None
+
+        parts = microbatches(inputs, count, mesh), jax.random.split(key, count)
+        sums = _Sums(jax.tree.map(jnp.zeros_like, params), jnp.zeros(()), jnp.zeros(()))
+        (model_state, sums), _ = jax.lax.scan(add, (model_state, sums), parts)
+        return model_state, jax.tree.map(lambda total: total / count, sums)
+
+    return accumulated
+
+
 def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -110,6 +190,7 @@ def make_train_step(
         return make_inputs(keys, image, target, recipe)
 
     inputs = per_image(inputs, mesh)
+    gradients = accumulate(make_gradients(model, mesh), recipe.accumulate, mesh)
 
     def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
@@ -118,40 +199,21 @@ def make_train_step(
             jax.nn.one_hot(batch["label"], num_classes), recipe.label_smoothing
         )
         keys = indexed_keys(pixel_key, jnp.arange(batch["label"].shape[0]))
-        image, plan, target = inputs(keys, batch["image"], target)
-        extra = {} if plan is None else {"plan": plan}
-
-        def loss_fn(params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
-            logits, updated = model.apply(
-                {"params": params, **state.model_state},
-                image,
-                train=True,
-                mutable=[*state.model_state, "aux_logits"],
-                rngs={"dropout": model_key},
-                **extra,
-            )
-            heads = jax.tree.leaves(updated.pop("aux_logits", {}))
-            loss = optax.softmax_cross_entropy(logits, target).mean()
-            for head in heads:
-                loss += AUX_WEIGHT * optax.softmax_cross_entropy(head, target).mean()
-            return loss, (logits, updated)
-
-        (loss, (logits, model_state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params
-        )
-        grad_norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        prepared = inputs(keys, batch["image"], target)
+        model_state, sums = gradients(state.params, state.model_state, prepared, model_key)
+        grad_norm = optax.tree.norm(sums.grads)
+        updates, opt_state = optimizer.update(sums.grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
         if ema_params is not None:
             ema_params = optax.incremental_update(params, ema_params, 1 - recipe.ema_decay)
         new = TrainState(state.step, params, model_state, opt_state, ema_params)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        finite = jnp.isfinite(sums.loss) & jnp.isfinite(grad_norm)
         if recipe.skip_nonfinite:
             new = _select(finite, new, state)
         metrics = {
-            "loss": loss,
-            "accuracy": jnp.mean(logits.argmax(-1) == target.argmax(-1)),
+            "loss": sums.loss,
+            "accuracy": sums.accuracy,
             "grad_norm": grad_norm,
             "finite": finite.astype(jnp.float32),
         }

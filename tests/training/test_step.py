@@ -5,88 +5,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-import pytest
+from small_runs import (
+    BATCH,
+    CLASSES,
+    FULL,
+    PLAIN,
+    QUIET_VIT,
+    RESNET,
+    VIT,
+    make_batch,
+    one_device,
+    run,
+)
 
 from bvit.image.conditions import indexed_keys
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD
-from bvit.models.inputs import Policy
-from bvit.models.resnet import BasicBlock, ResNet
-from bvit.models.vit import VisionTransformer
-from bvit.training import sharding
-from bvit.training.optimizer import make_optimizer
-from bvit.training.state import create_state
-from bvit.training.step import AUX_WEIGHT, Recipe, make_inputs, make_train_step
-
-CLASSES, SIZE, BATCH = 5, 16, 16
-PLAIN = Recipe(
-    condition="sharp", policy=Policy("keep", patch_size=8), mean=IMAGENET_MEAN, std=IMAGENET_STD
-)
-# All that draws random numbers at once.
-FULL = dataclasses.replace(PLAIN, condition="sharp+blur", label_smoothing=0.1, mixup=0.2)
-VIT = VisionTransformer(
-    num_classes=CLASSES,
-    image_size=SIZE,
-    patch_size=8,
-    width=32,
-    depth=2,
-    num_heads=2,
-    dropout=0.1,
-    stochastic_depth=0.1,
-)
-QUIET_VIT = VIT.clone(dropout=0.0, stochastic_depth=0.0)
-RESNET = ResNet(block=BasicBlock, depths=(1, 1), num_classes=CLASSES, width=8, stem="small")
-
-
-def make_batch(seed):
-    rng = np.random.default_rng(seed)
-    return {
-        "image": rng.integers(0, 256, (BATCH, SIZE, SIZE, 3), np.uint8),
-        "label": rng.integers(0, CLASSES, BATCH).astype(np.int32),
-    }
-
-
-@functools.cache
-def compiled(model, mesh, recipe, rate, ema):
-    """The jitted functions that make a state, and that train it for a step."""
-    optimizer = make_optimizer("sgd", optax.constant_schedule(rate), weight_decay=1e-4)
-    create = functools.partial(
-        create_state, model=model, optimizer=optimizer, image_size=SIZE, ema=ema
-    )
-    key = jax.random.key(0)
-    places = sharding.state_shardings(jax.eval_shape(create, key), mesh)
-    step = make_train_step(model, optimizer, recipe, num_classes=CLASSES, mesh=mesh)
-    return (
-        functools.partial(jax.jit(create, out_shardings=places), key),
-        jax.jit(step, out_shardings=(places, sharding.replicated(mesh))),
-    )
-
-
-def run(model, mesh, *, steps=1, recipe=PLAIN, rate=0.1, ema=False, batches=None):
-    """Trains for a few steps; returns the last state and the metrics of each step."""
-    create, step = compiled(model, mesh, recipe, rate, ema)
-    state, metrics = create(), []
-    for i in range(steps):
-        batch = make_batch(i) if batches is None else batches[i]
-        state, values = step(state, jax.device_put(batch, sharding.batch_sharding(mesh)))
-        metrics.append(jax.tree.map(float, values))
-    return state, metrics
-
-
-def one_device():
-    return sharding.make_mesh(devices=jax.devices()[:1])
-
-
-@pytest.mark.parametrize("model", [VIT, RESNET], ids=["vit", "resnet"])
-@pytest.mark.parametrize("layout", [(8, 1), (2, 4)], ids=["data8", "data2_fsdp4"])
-def test_losses_are_the_same_on_one_device_and_on_eight(model, layout):
-    data, fsdp = layout
-    _, one = run(model, one_device(), steps=3, recipe=FULL)
-    _, eight = run(model, sharding.make_mesh(data=data, fsdp=fsdp), steps=3, recipe=FULL)
-    for name in ("loss", "grad_norm"):
-        np.testing.assert_allclose(
-            [m[name] for m in eight], [m[name] for m in one], rtol=2e-5, err_msg=name
-        )
+from bvit.training.step import AUX_WEIGHT, make_inputs
 
 
 def test_training_learns_a_batch_by_heart():
@@ -184,3 +118,31 @@ def test_mixup_mixes_pictures_and_targets_of_a_pair_by_the_same_share():
             image[i], share * pixels[i] + (1 - share) * pixels[partner], atol=1e-5
         )
     assert np.ptp(mixed.max(axis=1)) > 0.01
+
+
+def test_parts_of_a_batch_add_up_to_the_whole():
+    recipe = dataclasses.replace(FULL, accumulate=4)
+    _, whole = run(QUIET_VIT, one_device(), steps=3, recipe=FULL)
+    _, parts = run(QUIET_VIT, one_device(), steps=3, recipe=recipe)
+    for name in ("loss", "grad_norm", "accuracy"):
+        np.testing.assert_allclose(
+            [m[name] for m in parts], [m[name] for m in whole], rtol=1e-5, err_msg=name
+        )
+
+
+def test_batch_norm_sees_the_parts_one_after_another():
+    # Running statistics move towards those of each part in turn, not once towards the batch's.
+    batch = make_batch(0)
+    state, _ = run(RESNET, one_device(), recipe=dataclasses.replace(PLAIN, accumulate=2))
+    halves = [{name: rows[i::2].repeat(2, axis=0) for name, rows in batch.items()} for i in (0, 1)]
+    first, _ = run(RESNET, one_device(), batches=halves[:1])
+    start, _ = run(RESNET, one_device(), steps=0)
+
+    def mean(state):
+        return np.asarray(state.model_state["batch_stats"]["bn1"]["mean"])
+
+    # The second half by itself moves the mean from its start by what it adds to the first's.
+    second, _ = run(RESNET, one_device(), batches=halves[1:])
+    keep = 0.9  # momentum of the running statistics
+    expected = keep * mean(first) + (mean(second) - keep * mean(start))
+    np.testing.assert_allclose(mean(state), expected, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,111 @@
+"""One training on eight devices, split in every way: the same losses, less memory, few messages."""
+
+import numpy as np
+import pytest
+from small_runs import FULL, RESNET, VIT, compiled, one_device, run
+
+from bvit.training import sharding
+
+STEPS = 20
+MODELS = {"vit": VIT, "resnet": RESNET}
+LAYOUTS = {
+    "data8": {"data": 8},
+    "data2_fsdp4": {"data": 2, "fsdp": 4},
+    "data2_fsdp2_tensor2": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+RATE = 0.02
+
+
+def mesh(layout):
+    return sharding.make_mesh(**LAYOUTS[layout])
+
+
+def step_of(name, layout):
+    return compiled(MODELS[name], mesh(layout), FULL, RATE)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", MODELS)
+def test_losses_are_the_same_on_one_device_and_on_eight(name, layout):
+    _, one = run(MODELS[name], one_device(), steps=STEPS, recipe=FULL, rate=RATE)
+    _, eight = run(MODELS[name], mesh(layout), steps=STEPS, recipe=FULL, rate=RATE)
+    for metric in ("loss", "grad_norm"):
+        np.testing.assert_allclose(
+            [m[metric] for m in eight], [m[metric] for m in one], rtol=1e-5, err_msg=metric
+        )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_device_holds_its_share_of_the_state_and_no_more(layout):
+    create, step = step_of("vit", layout)
+    state = create()
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+    places = sharding.state_shardings(state, mesh(layout))
+    assert held == sharding.bytes_per_device(state, places)
+    images = make_batch(0)["image"].nbytes + make_batch(0)["label"].nbytes
+    shares = sharding.batch_shares(mesh(layout))
+    # What the compiler counts, too: the arguments of the step are the state and the batch.
+    assert step.memory_analysis().argument_size_in_bytes == held + images // shares
+    # Every large array is split as the mesh says; what stays whole is small.
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    split = mesh(layout).shape["fsdp"] * mesh(layout).shape["tensor"]
+    assert whole / split <= held < 1.15 * whole / split
+
+
+Collective = collections.namedtuple("Collective", "kind dims nbytes")
+ITEM_BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "pred": 1, "u8": 1}
+
+
+def collectives(step):
+    """Every array that a compiled step sends between devices: kind, dimensions, bytes."""
+    found = []
+    for line in step.as_text().splitlines():
+        kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+        match = re.search(rf"= (.*?) ({kinds})(?:-start)?\(", line)
+        for dtype, dims in re.findall(r"([a-z]+\d*)\[([\d,]*)\]", match[1]) if match else ():
+            shape = tuple(map(int, filter(None, dims.split(","))))
+            found.append(Collective(match[2], shape, math.prod(shape) * ITEM_BYTES[dtype]))
+    return found
+
+
+def total(found, kind):
+    return sum(c.nbytes for c in found if c.kind == kind)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", MODELS)
+def test_only_what_the_sharding_calls_for_is_sent(name, layout):
+    create, step = step_of(name, layout)
+    params = jax.eval_shape(create).params
+    sizes = [leaf.size * 4 for leaf in jax.tree.leaves(params)]
+    specs = [s.spec for s in jax.tree.leaves(sharding.state_shardings(params, mesh(layout)))]
+    axes = mesh(layout).shape
+    found = collectives(step)
+    # Nothing moves between devices but sums and gathered parameters.
+    assert {c.kind for c in found} <= {"all-reduce", "all-gather"}
+    # Each parameter that fsdp splits is gathered by itself, forwards and backwards.
+    fsdp = sum(size for size, spec in zip(sizes, specs, strict=True) if "fsdp" in spec)
+    fsdp = fsdp if axes["fsdp"] > 1 else 0
+    gathered = [c for c in found if c.kind == "all-gather"]
+    assert total(found, "all-gather") <= 2 * fsdp
+    assert (fsdp > 0) == bool(gathered)
+    assert all(c.nbytes <= max(sizes) for c in gathered)
+    # The gradient is summed once, and with it what batch norm and tensor parallelism sum.
+    activations = 0
+    if name == "vit" and axes["tensor"] > 1:
+        local = BATCH // sharding.batch_shares(mesh(layout))
+        tokens = VIT.grid[0] * VIT.grid[1] + 1
+        # Two sums a block, after attention and after the MLP; and two on the way back.
+        activations = 4 * VIT.depth * local * tokens * VIT.width * 4
+    statistics = 64 * 1024 if name == "resnet" else 0
+    print(
+        name,
+        layout,
+        collections.Counter(c.kind for c in found),
+        sum(sizes),
+        fsdp,
+        activations,
+        {k: total(found, k) for k in ("all-reduce", "all-gather")},
+        sum(c.nbytes for c in found if c.kind == "all-reduce") - sum(sizes),
+    )
+    assert total(found, "all-reduce") <= 1.05 * sum(sizes) + activations + statistics
