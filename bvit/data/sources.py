@@ -9,6 +9,8 @@ from bvit.data.tfds import TfdsSource
 
 # What may stand for the whole of a split in sources that have no parts of splits.
 WHOLE_SPLITS = ("", "train", "val", "validation", "test")
+# The halves of a tfds set. Where there are both, the labels of "test" are mostly kept secret.
+TFDS_SPLITS = {"train": ("train",), "test": ("validation", "test")}
 
 
 class Source(Protocol):
@@ -43,8 +45,9 @@ def open_source(
         `bvit.data.folder`), or the name of a tfds set, such as "imagenet2012".
       split: "train" or "test": which half.
       dir: folder: where the class folders are; tfds: its data directory, None for its default.
-      split_name: tfds: the split, or a part of it, that is this half, such as "train[:20%]"; the
-        other sources know no parts and take only the name of a whole split, or "".
+      split_name: tfds: the split, or a part of it, that is this half, such as "train[:20%]"; ""
+        is train, or validation, or test where there is no validation. The other sources know no
+        parts and take only the name of a whole split, or "".
       image_size: photos: side of the square that the model sees, in pixels.
       seed: photos: of the training crops.
 
@@ -67,4 +70,4 @@ def open_source(
         if dir is None:
             raise ValueError("folder needs data.dir, the folder that the class folders are in.")
         return FolderSource(split, dir=dir)
-    return TfdsSource(name, split_name or split, dir=dir)
+    return TfdsSource(name, split_name or TFDS_SPLITS[split], dir=dir)

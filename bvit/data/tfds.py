@@ -19,12 +19,19 @@ class TfdsSource:
       num_classes: how many there are.
     """
 
-    def __init__(self, name: str, split: str, *, dir: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        split: str | tuple[str, ...],
+        *,
+        dir: str | os.PathLike[str] | None = None,
+    ) -> None:
         """Opens a prepared set; reads no picture.
 
         Args:
           name: e.g. "imagenet2012", "imagenette/320px-v2", "cifar10".
-          split: a split or a part of one, e.g. "validation", "train[:20%]".
+          split: a split or a part of one, e.g. "validation", "train[:20%]"; of several names, the
+            first that the set has.
           dir: where tfds keeps its data; None is $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
         Raises:
@@ -33,9 +40,11 @@ class TfdsSource:
         """
         import tensorflow_datasets as tfds  # here, because other sources can do without it
 
-        self._name, self._split = name, split
-        self._dir = None if dir is None else os.fspath(dir)
+        self._name, self._dir = name, None if dir is None else os.fspath(dir)
         builder = _builder(name, self._dir)
+        choices = (split,) if isinstance(split, str) else split
+        split = next((choice for choice in choices if choice in builder.info.splits), choices[0])
+        self._split = split
         features = dict(builder.info.features.items())
         if not (
             isinstance(features.get("image"), tfds.features.Image)

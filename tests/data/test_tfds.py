@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from bvit.data.decode import decode
+from bvit.data.sources import open_source
 from bvit.data.tfds import TfdsSource
 
 TRAIN, TEST = 10, 4
@@ -88,6 +89,13 @@ def test_reads_records_without_tensorflow(prepared):
         assert record["label"] == number % 2 and type(record["label"]) is int
         assert (decode(record["image"]) == 20 * number).all()
     assert "tensorflow" not in sys.modules
+
+
+def test_of_several_splits_the_first_that_there_is(prepared):
+    for splits, count in ((("validation", "test"), TEST), (("test", "train"), TRAIN)):
+        assert len(TfdsSource("bvit_tiny", splits, dir=prepared)) == count
+    assert len(open_source("bvit_tiny", split="test", dir=prepared)) == TEST
+    assert len(open_source("bvit_tiny", split="train", dir=prepared)) == TRAIN
 
 
 def test_parts_of_splits(prepared):
