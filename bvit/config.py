@@ -63,7 +63,7 @@ def default_config() -> ConfigDict:
     c.optimizer.name = "adamw"  # adamw or sgd
     c.optimizer.schedule = "cosine"  # cosine, steps or constant, after a linear warm-up
     c.optimizer.learning_rate = 1e-3  # the peak
-    c.optimizer.warmup_steps = 0  # steps from a rate of 0 to the peak
+    c.optimizer.warmup = 0.0  # share of the training in which the rate rises from 0 to the peak
     c.optimizer.boundaries = ()  # steps: when to decay, as shares of the training
     c.optimizer.decay = 0.1  # steps: factor at each boundary
     c.optimizer.momentum = 0.9  # β₁ of AdamW, momentum of SGD

@@ -55,7 +55,7 @@ def _photos(config: ConfigDict) -> None:
     config.model.pool = "mean"
     config.train.steps = 600
     config.train.batch_size = 64
-    config.optimizer.warmup_steps = 50
+    config.optimizer.warmup = 0.1
     config.eval.every_steps = 200
 
 
@@ -67,7 +67,7 @@ def _small(config: ConfigDict) -> None:
     config.model.pool = "mean"
     config.train.epochs = 20.0
     config.train.batch_size = 64
-    config.optimizer.warmup_steps = 200
+    config.optimizer.warmup = 0.07
     config.eval.every_steps = 1000
 
 
@@ -80,7 +80,7 @@ def _imagenet(config: ConfigDict) -> None:
     config.train.epochs = 90.0
     config.train.batch_size = 1024
     config.train.mixup = 0.2
-    config.optimizer.warmup_steps = 10_000
+    config.optimizer.warmup = 0.09  # 10,000 steps
     config.optimizer.weight_decay = 0.1
     config.eval.batch_size = 1024
     config.eval.every_steps = 5000

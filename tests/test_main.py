@@ -22,7 +22,7 @@ TINY = {
     "train.steps": STEPS,
     "train.batch_size": 16,
     "train.ema_decay": 0.9,
-    "optimizer.warmup_steps": 2,
+    "optimizer.warmup": 0.25,
     "eval.policies": "keep,zero,merge:7",
     "eval.every_steps": 0,
     "tokens.policy": "keep,merge:7",
@@ -171,7 +171,7 @@ def test_a_terminated_run_saves_first(start, run, tmp_path):
 
 
 def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(run, tmp_path):
-    code, _, err = run(tmp_path, **{"optimizer.learning_rate": 1e30, "optimizer.warmup_steps": 0})
+    code, _, err = run(tmp_path, **{"optimizer.learning_rate": 1e30, "optimizer.warmup": 0.0})
     assert code == 1
     assert "at step 2" in err and "Traceback" not in err
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
@@ -179,7 +179,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(run, tmp_path):
         tmp_path / "skip",
         **{
             "optimizer.learning_rate": 1e30,
-            "optimizer.warmup_steps": 0,
+            "optimizer.warmup": 0.0,
             "train.skip_nonfinite": 3,
         },
     )
@@ -199,7 +199,7 @@ BAD_INPUT = {
     "missing folder": ({"data.name": "folder", "data.dir": "/does/not/exist"}, "/does/not/exist"),
     "no such model": ({"model.name": "vit_tinny_patch16_224"}, "vit_tiny_patch16_224"),
     "colon in a policy": ({"eval.policies": "drop:half"}, "drop:32"),
-    "warm-up longer than the training": ({"optimizer.warmup_steps": 9}, "warmup_steps"),
+    "warm-up longer than the training": ({"optimizer.warmup": 9.0}, "optimizer.warmup"),
 }
 
 

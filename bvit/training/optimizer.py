@@ -10,7 +10,7 @@ def make_schedule(
     *,
     learning_rate: float,
     total_steps: int,
-    warmup_steps: int = 0,
+    warmup: float = 0.0,
     boundaries: tuple[float, ...] = (),
     decay: float = 0.1,
 ) -> optax.Schedule:
@@ -21,7 +21,7 @@ def make_schedule(
         or "constant".
       learning_rate: the peak rate, reached after the warm-up.
       total_steps: length of the training.
-      warmup_steps: steps of linear warm-up from zero.
+      warmup: share of `total_steps` in which the rate rises linearly from zero, in [0, 1).
       boundaries: for "steps", when to decay, as shares of `total_steps` in (0, 1).
       decay: for "steps", the factor at each boundary.
 
@@ -29,14 +29,13 @@ def make_schedule(
       An optax schedule, step → rate.
 
     Raises:
-      ValueError: for an unknown name, a warm-up as long as the training, or boundaries outside
-        (0, 1).
+      ValueError: for an unknown name, or shares of the training outside (0, 1).
     """
-    if not 0 <= warmup_steps < max(total_steps, 1):
+    if not 0 <= warmup < 1:
         raise ValueError(
-            f"optimizer.warmup_steps must lie in [0, training steps): got {warmup_steps} of "
-            f"{total_steps} steps; shorten the warm-up or train longer."
+            f"optimizer.warmup is a share of the training in [0, 1): got {warmup}; e.g. 0.05."
         )
+    warmup_steps = int(warmup * total_steps)
     rest = max(total_steps - warmup_steps, 1)  # a run of no steps still has a schedule
     if name == "cosine":
         main = optax.cosine_decay_schedule(learning_rate, rest)
@@ -56,8 +55,8 @@ def make_schedule(
         )
     if not warmup_steps:
         return main
-    warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
-    return optax.join_schedules([warmup, main], [warmup_steps])
+    rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    return optax.join_schedules([rise, main], [warmup_steps])
 
 
 def decays(params: PyTree) -> PyTree:

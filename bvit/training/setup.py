@@ -105,7 +105,7 @@ def prepare(config: ConfigDict) -> Experiment:
         c.optimizer.schedule,
         learning_rate=c.optimizer.learning_rate,
         total_steps=total_steps,
-        warmup_steps=c.optimizer.warmup_steps,
+        warmup=c.optimizer.warmup,
         boundaries=tuple(c.optimizer.boundaries),
         decay=c.optimizer.decay,
     )

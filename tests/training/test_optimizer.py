@@ -8,7 +8,7 @@ from bvit.training.optimizer import decays, make_optimizer, make_schedule
 
 
 def test_cosine_warms_up_peaks_and_ends_at_zero():
-    rate = make_schedule("cosine", learning_rate=0.5, total_steps=100, warmup_steps=10)
+    rate = make_schedule("cosine", learning_rate=0.5, total_steps=100, warmup=0.1)
     assert rate(0) == 0
     np.testing.assert_allclose(rate(5), 0.25)
     np.testing.assert_allclose(rate(10), 0.5)
@@ -16,13 +16,13 @@ def test_cosine_warms_up_peaks_and_ends_at_zero():
     np.testing.assert_allclose(rate(100), 0, atol=1e-7)
 
 
-@pytest.mark.parametrize("warmup_steps", [0, 9])
-def test_steps_decay_at_shares_of_the_training(warmup_steps):
+@pytest.mark.parametrize("warmup", [0.0, 0.1])
+def test_steps_decay_at_shares_of_the_training(warmup):
     rate = make_schedule(
         "steps",
         learning_rate=0.1,
         total_steps=90,
-        warmup_steps=warmup_steps,
+        warmup=warmup,
         boundaries=(1 / 3, 2 / 3),
     )
     for step, expected in [(10, 0.1), (29, 0.1), (31, 0.01), (59, 0.01), (61, 0.001)]:
@@ -33,7 +33,7 @@ def test_steps_decay_at_shares_of_the_training(warmup_steps):
     ("options", "message"),
     [
         ({"name": "cosin"}, "cosine, steps or constant"),
-        ({"name": "cosine", "warmup_steps": 100}, "warmup_steps"),
+        ({"name": "cosine", "warmup": 1.0}, "share of the training"),
         ({"name": "steps", "boundaries": (30,)}, "shares of the training"),
     ],
 )
