@@ -1,5 +1,6 @@
 """The Vision Transformer against a float64 NumPy one, its options, and its refusals."""
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,7 @@ def test_forward_equals_numpy(pool):
     variables = randomised(model, x)
     logits = jax.jit(model.apply)(variables, x)
     expected = np.stack([numpy_vit(variables["params"], i, 4, 3, pool) for i in np.asarray(x)])
-    np.testing.assert_allclose(logits, expected, rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_eager_equals_jit():
@@ -135,8 +136,19 @@ def test_dropout_needs_training_and_a_key():
         return model.apply(variables, x, train=True, rngs={"dropout": jax.random.key(seed)})
 
     assert not np.allclose(train(0), train(1))
+    with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
+        model.apply(variables, x, train=True)
     plain = jax.jit(VisionTransformer(**TINY).apply)(variables, x)
     np.testing.assert_array_equal(jax.jit(model.apply)(variables, x), plain)
+
+
+def test_dropout_acts_on_embeddings():
+    model = VisionTransformer(**{**TINY, "depth": 0}, dropout=0.5, pool="mean")
+    x = images()
+    variables = randomised(model, x)
+    rngs = {"dropout": jax.random.key(0)}
+    logits = model.apply(variables, x, train=True, rngs=rngs)
+    assert not np.allclose(logits, model.apply(variables, x))
 
 
 def test_stochastic_depth_skips_whole_branches_of_the_last_block():
