@@ -90,12 +90,14 @@ def prepare(config: ConfigDict) -> Experiment:
             f"train.batch_size={c.train.batch_size}, got {sharding.batch_shares(mesh)} devices."
         )
     train_source, test_source = _sources(c)
-    model = _model(c, train_source.num_classes)
+    model = build_model(c, train_source.num_classes)
     names = config_lib.words(c.eval.conditions)
     for name in (c.train.condition, *names):
         conditions.parts(name)
-    train_policies = tuple(_policy(c, model, text) for text in config_lib.words(c.tokens.policy))
-    policies = tuple(_policy(c, model, text) for text in config_lib.words(c.eval.policies))
+    train_policies = tuple(
+        build_policy(c, model, text) for text in config_lib.words(c.tokens.policy)
+    )
+    policies = tuple(build_policy(c, model, text) for text in config_lib.words(c.eval.policies))
     if any(policy.name in BETWEEN_LAYERS for policy in train_policies):
         raise ValueError("tome is a policy to evaluate with: train with keep, and eval tome:r.")
     for policy in (*train_policies, *policies):
@@ -118,15 +120,7 @@ def prepare(config: ConfigDict) -> Experiment:
         recipes=tuple(_recipe(c, policy) for policy in train_policies),
         initial=_initial(c, train_source.num_classes),
         schedule=schedule,
-        optimizer=make_optimizer(
-            c.optimizer.name,
-            schedule,
-            weight_decay=c.optimizer.weight_decay,
-            momentum=c.optimizer.momentum,
-            b2=c.optimizer.b2,
-            clip_norm=c.optimizer.clip_norm,
-            decay_all=c.optimizer.decay_all,
-        ),
+        optimizer=build_optimizer(c, schedule),
         total_steps=total_steps,
         conditions=names,
         policies=policies,
@@ -152,7 +146,8 @@ def _model_options(c: ConfigDict) -> dict[str, Any]:
     return options
 
 
-def _model(c: ConfigDict, num_classes: int) -> nn.Module:
+def build_model(c: ConfigDict, num_classes: int) -> nn.Module:
+    """The classifier that a config names."""
     return models.create(c.model.name, num_classes=num_classes, **_model_options(c))
 
 
@@ -169,7 +164,25 @@ def _initial(c: ConfigDict, num_classes: int) -> PyTree | None:
     )
 
 
-def _policy(c: ConfigDict, model: nn.Module, text: str) -> Policy:
+def build_optimizer(c: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The optimizer that a config names; the form of its state does not depend on the schedule."""
+    return make_optimizer(
+        c.optimizer.name,
+        schedule,
+        weight_decay=c.optimizer.weight_decay,
+        momentum=c.optimizer.momentum,
+        b2=c.optimizer.b2,
+        clip_norm=c.optimizer.clip_norm,
+        decay_all=c.optimizer.decay_all,
+    )
+
+
+def build_policy(c: ConfigDict, model: nn.Module, text: str) -> Policy:
+    """Reads a policy as people type it ("merge:31"), with a config's score, threshold and budget.
+
+    Raises:
+      ValueError: no such policy, or a model that has no tokens to leave out.
+    """
     is_vit = isinstance(model, VisionTransformer)
     policy = parse_policy(
         text,
