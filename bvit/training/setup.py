@@ -118,7 +118,7 @@ def prepare(config: ConfigDict) -> Experiment:
         test_source=test_source,
         model=model,
         recipes=tuple(_recipe(c, policy) for policy in train_policies),
-        initial=_initial(c, train_source.num_classes),
+        initial=build_initial(c, train_source.num_classes),
         schedule=schedule,
         optimizer=build_optimizer(c, schedule),
         total_steps=total_steps,
@@ -151,7 +151,8 @@ def build_model(c: ConfigDict, num_classes: int) -> nn.Module:
     return models.create(c.model.name, num_classes=num_classes, **_model_options(c))
 
 
-def _initial(c: ConfigDict, num_classes: int) -> PyTree | None:
+def build_initial(c: ConfigDict, num_classes: int) -> PyTree | None:
+    """The published weights that a config starts from, fitted to its model; None without them."""
     if not c.init_from:
         return None
     return pretrained.load(
