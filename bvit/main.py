@@ -10,8 +10,10 @@ from ml_collections import config_flags
 
 from bvit import config as config_lib
 from bvit.data import UnreadableImageError
-from bvit.training.checkpoint import CheckpointError
-from bvit.training.interrupt import Interrupted
+from bvit.training import distributed
+from bvit.training.checkpoint import CheckpointError, CheckpointWriteError
+from bvit.training.feed import DataWorkerError
+from bvit.training.interrupt import Interrupted, SignalWatch
 from bvit.training.loop import train_and_evaluate
 from bvit.training.meter import NonFiniteLossError
 from bvit.training.rundir import RunDirectory
@@ -21,6 +23,11 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, e.g. configs/vit_mask.py; set a key with --config.key=value."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; by default runs/<config's name>.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Of several processes: host:port of the first."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes; 1 to run alone.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of several processes this is, from 0.")
 
 EXIT_BAD_INPUT = 2
 EXIT_FAILED = 1
@@ -33,28 +40,46 @@ def main(argv: Sequence[str]) -> None:
     if CONFIG.value is None:
         raise app.UsageError("which experiment? e.g. --config=configs/vit_mask.py")
     logging.set_verbosity(logging.WARNING)
+    try:
+        with SignalWatch() as signals:
+            _main(signals)
+    except Interrupted as stop:
+        _exit(f"{stop}; run the same command to go on.", stop.exit_code)
+
+
+def _main(signals: SignalWatch) -> None:
     with _told(EXIT_BAD_INPUT, ValueError):
-        experiment = prepare(CONFIG.value)
-        workdir = Path(WORKDIR.value or _default_workdir())
-        run = RunDirectory(workdir, config_lib.to_dict(CONFIG.value))
+        distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+        with distributed.together():
+            experiment = prepare(CONFIG.value)
+            workdir = Path(WORKDIR.value or _default_workdir())
+            run = RunDirectory(workdir, config_lib.to_dict(CONFIG.value))
     with (
         contextlib.closing(run),
         _told(EXIT_BAD_INPUT, CheckpointError),
-        _told(EXIT_FAILED, NonFiniteLossError, UnreadableImageError),
+        _told(EXIT_FAILED, NonFiniteLossError),
+        _told_alone(CheckpointWriteError, DataWorkerError, UnreadableImageError, OSError),
     ):
-        try:
-            train_and_evaluate(experiment, run)
-        except Interrupted as stop:
-            _exit(f"{stop}; run the same command to go on.", stop.exit_code)
+        train_and_evaluate(experiment, run, signals)
 
 
 @contextlib.contextmanager
 def _told(code: int, *kinds: type[Exception]) -> Iterator[None]:
-    """Tells errors of these kinds as one line, without a traceback."""
+    """Tells errors that all processes have as one line, without a traceback."""
     try:
         yield
     except kinds as error:
         _exit(str(error), code)
+
+
+@contextlib.contextmanager
+def _told_alone(*kinds: type[Exception]) -> Iterator[None]:
+    """Tells errors that one process may have by itself; the others wait for it, so it just ends."""
+    try:
+        yield
+    except kinds as error:
+        print(f"bvit: {error}", file=sys.stderr)
+        distributed.leave(EXIT_FAILED)
 
 
 def _default_workdir() -> Path:
@@ -63,7 +88,8 @@ def _default_workdir() -> Path:
 
 
 def _exit(message: str, code: int) -> None:
-    print(f"bvit: {message}", file=sys.stderr)
+    if distributed.is_main():
+        print(f"bvit: {message}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -1,13 +1,17 @@
 """Checkpoints: written in the background, whole or not at all, checked before they are trusted."""
 
+import contextlib
 import json
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from jaxtyping import PyTree
+
+from bvit.training import distributed
 
 SEAL_CHUNK = 2**24  # bytes read at a time while a checkpoint is summed
 
@@ -27,6 +31,10 @@ def _checksums(folder: Path) -> dict[str, int]:
 
 class CheckpointError(ValueError):
     """There are checkpoints, but none that this run can go on from."""
+
+
+class CheckpointWriteError(Exception):
+    """A checkpoint could not be written; those before it are as they were."""
 
 
 class Checkpoints:
@@ -56,26 +64,51 @@ class Checkpoints:
     def save(self, step: int, state: PyTree) -> None:
         """Starts writing a checkpoint; returns once the state has been copied off the devices."""
         self.wait()
-        self._manager.save(step, args=ocp.args.StandardSave(state))
         self._unsealed = step
+        with self._told():
+            self._manager.save(step, args=ocp.args.StandardSave(state))
 
     def wait(self) -> None:
-        """Waits until the checkpoint under way is whole, and seals it."""
-        self._manager.wait_until_finished()
-        if self._unsealed is not None and jax.process_index() == 0:
-            sums = _checksums(self._folder / str(self._unsealed))
-            partial = self._seal(self._unsealed).with_suffix(".partial")
-            partial.write_text(json.dumps(sums))
-            partial.replace(self._seal(self._unsealed))
-            for seal in self._folder.glob("*.seal"):
-                if not (self._folder / seal.stem).exists():
-                    seal.unlink()
+        """Waits until the checkpoint under way is whole, and seals it.
+
+        Raises:
+          CheckpointWriteError: it could not be written, for want of space say.
+        """
+        if self._unsealed is None:
+            return
+        with self._told():
+            self._manager.wait_until_finished()
+            if distributed.is_main():
+                self._write_seal(self._unsealed)
         self._unsealed = None
 
     def close(self) -> None:
         """Finishes what is under way."""
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tells what orbax raises when it can't write, which is of many kinds, as one."""
+        try:
+            yield
+        except Exception as error:
+            step, self._unsealed = self._unsealed, None
+            raise CheckpointWriteError(
+                f"the checkpoint of step {step} could not be written to {self._folder}: "
+                f"{str(error).splitlines()[0][-300:]}. Those before it are kept; make room, then "
+                "run the same command to go on."
+            ) from error
+
+    def _write_seal(self, step: int) -> None:
+        partial = self._seal(step).with_suffix(".partial")
+        partial.write_text(json.dumps(_checksums(self._folder / str(step))))
+        partial.replace(self._seal(step))
+        for seal in self._folder.glob("*.seal"):
+            if not (self._folder / seal.stem).exists():
+                seal.unlink()
 
     def steps(self) -> list[int]:
         """The steps of which there is a checkpoint, newest first."""

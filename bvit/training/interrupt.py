@@ -1,31 +1,42 @@
-"""Stopping in good order: a signal ends the training after the step under way."""
+"""Stopping in good order: Ctrl-C, and SIGTERM, which schedulers send before they take a machine."""
 
+import contextlib
+import os
 import signal
+from collections.abc import Iterator
 from types import FrameType
 
 # What a shell reports for a process ended by the signal: 128 + its number.
 EXIT_OFFSET = 128
 
 
-class Interrupted(Exception):
-    """The run was asked to stop, and its state is saved.
+class Interrupted(BaseException):
+    """The run was asked to stop. No `Exception`, so that nobody takes it for a failure of theirs.
 
     Attributes:
-      exit_code: 130 after Ctrl-C, 143 after SIGTERM (what schedulers send before preempting).
+      exit_code: 130 after Ctrl-C, 143 after SIGTERM.
     """
 
-    def __init__(self, signum: int, step: int) -> None:
-        """Remembers which signal it was, and the step that was saved."""
-        super().__init__(f"stopped by {signal.Signals(signum).name}; step {step} is saved")
+    def __init__(self, signum: int, step: int | None = None) -> None:
+        """Remembers which signal it was, and the step that was saved for it."""
+        saved = "" if step is None else f"; step {step} is saved"
+        super().__init__(f"stopped by {signal.Signals(signum).name}{saved}")
         self.exit_code = EXIT_OFFSET + signum
 
 
 class SignalWatch:
-    """While active, Ctrl-C and SIGTERM are noted, and end the process only the second time."""
+    """While active, Ctrl-C and SIGTERM raise `Interrupted`; while `held` as well, they are noted.
+
+    The second signal of a kind ends the process at once.
+
+    Attributes:
+      received: the signal that was noted, 0 if there was none.
+    """
 
     def __init__(self) -> None:
         """Nothing has been received yet."""
-        self.received: int | None = None
+        self.received = 0
+        self._held = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "SignalWatch":
@@ -39,6 +50,38 @@ class SignalWatch:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Only notes signals, for code that asks for `received`; raises what is left at its end."""
+        with self._holding(True):
+            yield
+        self._raise_noted()
+
+    @contextlib.contextmanager
+    def released(self) -> Iterator[None]:
+        """Raises at once again, inside of `held`."""
+        with self._holding(False):
+            self._raise_noted()
+            yield
+
+    @contextlib.contextmanager
+    def _holding(self, held: bool) -> Iterator[None]:
+        before, self._held = self._held, held
+        try:
+            yield
+        finally:
+            self._held = before
+
+    def _raise_noted(self) -> None:
+        if self.received:
+            raise Interrupted(self.received)
+
     def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.received:
+            if signum == self.received:
+                signal.signal(signum, signal.SIG_DFL)
+                os.kill(os.getpid(), signum)
+            return  # a launcher may send SIGTERM after a terminal's Ctrl-C
         self.received = signum
-        signal.signal(signum, signal.SIG_DFL)
+        if not self._held:
+            raise Interrupted(signum)

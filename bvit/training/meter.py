@@ -1,7 +1,6 @@
 """Reading the metrics of each step while the next one runs."""
 
 import time
-from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -10,6 +9,7 @@ from absl import logging
 from jaxtyping import Array
 from tqdm import tqdm
 
+from bvit.training.feed import Feed
 from bvit.training.metrics import MetricsWriter
 
 
@@ -45,6 +45,7 @@ class Meter:
         self._writer, self._schedule = writer, schedule
         self._batch_size, self._log_every = batch_size, log_every
         self._skip_nonfinite, self._nonfinite_in_a_row = skip_nonfinite, 0
+        self._skipped = 0
         self._bar = tqdm(
             total=total_steps,
             initial=start_step,
@@ -59,20 +60,27 @@ class Meter:
         """Leaves out of images/s what was done since the last step was read."""
         self._since, self._steps, self._waited = time.perf_counter(), 0, 0.0
 
-    def wait_for(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    def wait_for(self, feed: Feed) -> dict[str, np.ndarray]:
         """The next batch; the time that it takes counts as waiting for data."""
         began = time.perf_counter()
-        batch = next(batches)
+        batch = next(feed)
         self._waited += time.perf_counter() - began
+        if feed.skipped > self._skipped:
+            self._skipped = feed.skipped
+            logging.warning("%d unreadable pictures passed over so far.", self._skipped)
         return batch
 
-    def read(self, step: int, metrics: dict[str, Array]) -> None:
+    def read(self, step: int, metrics: dict[str, Array]) -> int:
         """Takes the metrics of a step to the bar, and to the log where one is due.
+
+        Returns:
+          The signal that any process had received by that step, 0 for none.
 
         Raises:
           NonFiniteLossError: more such steps in a row than `train.skip_nonfinite` allows.
         """
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        signal = int(values.pop("signal"))
         self._check_finite(step, values)
         self._steps += 1
         self._bar.update()
@@ -90,6 +98,7 @@ class Meter:
                 loss=f"{values['loss']:.3f}", images_per_s=f"{images_per_s:.0f}", refresh=False
             )
             self.restart_clock()
+        return signal
 
     def _check_finite(self, step: int, values: dict[str, float]) -> None:
         if values["finite"]:

@@ -8,16 +8,18 @@ results.json   the final table       figures/       plots and pictures of it
 import fcntl
 import json
 import os
+import socket
 from pathlib import Path
 from typing import IO, Any
 
-import jax
+from absl import logging
 
 from bvit import config as config_lib
+from bvit.training import distributed
 
 
 class RunDirectory:
-    """A run's folder, locked while a process works in it."""
+    """A run's folder, locked while a run works in it; its first process looks after that."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         """Opens a new run's folder, or that of an earlier part of the same run.
@@ -31,9 +33,12 @@ class RunDirectory:
             another process is working in it.
         """
         self.path = path
+        self._lock: IO[str] | None = None
+        if not distributed.is_main():
+            return
         _check_ours(path, settings)
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(path) if jax.process_index() == 0 else None
+        self._lock = _lock(path)
         self.figures.mkdir(exist_ok=True)
         write_json(path / "config.json", settings)
 
@@ -83,19 +88,21 @@ def _check_ours(path: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _lock(path: Path) -> IO[str]:
+def _lock(path: Path) -> IO[str] | None:
     # Held by the open file: the kernel lets go of it when the process ends, however it ends.
     file = (path / ".lock").open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         file.seek(0)
         holder = file.read().strip() or "unknown"
         raise ValueError(
-            f"another process (pid {holder}) is working in {path}: wait for it, or choose another "
+            f"another run ({holder}) is working in {path}: wait for it, or choose another "
             "--workdir."
         ) from error
+    except OSError as error:  # some network file systems have no locks
+        logging.warning("%s can't be locked (%s): start no second run in it.", path, error)
     file.truncate(0)
-    file.write(str(os.getpid()))
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
     return file

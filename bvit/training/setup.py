@@ -235,6 +235,25 @@ def num_parameters(params: PyTree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
+def train_batches(experiment: Experiment, start_step: int) -> data.Batches:
+    """This process's share of the batches of each step, from `start_step` (counted from 0) on."""
+    c = experiment.config
+    return data.train_batches(
+        experiment.train_source,
+        batch_size=c.train.batch_size,
+        image_size=c.data.image_size,
+        seed=c.seed,
+        start_step=start_step,
+        num_steps=experiment.total_steps - start_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        scale=tuple(c.data.crop_scale),
+        flip=c.data.flip,
+        num_workers=c.data.num_workers,
+        on_error=c.data.on_error,
+    )
+
+
 def test_batches(experiment: Experiment) -> Iterator[dict[str, np.ndarray]]:
     """This process's share of the test set, in batches padded to one size."""
     c = experiment.config

@@ -12,7 +12,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Primitive
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, PyTree
@@ -33,6 +32,17 @@ TENSOR_RULES: tuple[tuple[str, int], ...] = (
 # Below this many elements a parameter is kept whole on every device: gathering it would cost a
 # message for less than a message is worth.
 MIN_FSDP_ELEMENTS = 2**12
+
+# What the forward pass keeps where parameters are split: that which costs operations, or messages
+# (a batch's statistics), to make again. Fused attention is a custom_vjp_call.
+KEPT = (
+    "dot_general",
+    "conv_general_dilated",
+    "custom_vjp_call",
+    "random_bits",
+    "reduce_sum",
+    "reduce_max",
+)
 
 
 def make_mesh(
@@ -144,11 +154,10 @@ def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
 def gather_at_use(fn: Callable, mesh: Mesh) -> Callable:
     """Makes `fn(params)` gather each parameter where it is used, forwards and again backwards.
 
-    Left to itself, the compiler may gather activations instead where that needs fewer bytes in a
-    small model, and keeps what it gathered from the forward pass to the backward one: a whole copy
-    of the parameters on every device, which is what `fsdp` is there to avoid. So here the gathered
-    copies are left out of what the forward pass keeps; and with them their casts and transposes,
-    which would be copies too.
+    Left to itself, the compiler may gather activations instead where that needs fewer bytes, and
+    keeps what it gathered from the forward pass to the backward one: a whole copy of the parameters
+    on every device, which is what `fsdp` is there to avoid. So here the gathered copies are not
+    among what the forward pass keeps, nor is anything else that is cheap to make again.
     """
     if mesh.shape["fsdp"] == 1:
         return fn
@@ -158,21 +167,11 @@ def gather_at_use(fn: Callable, mesh: Mesh) -> Callable:
         whole = jax.tree.map(lambda place: NamedSharding(mesh, _without_fsdp(place.spec)), places)
         return fn(jax.lax.with_sharding_constraint(params, whole))
 
-    return jax.checkpoint(gathered, policy=_is_computed)
+    return jax.checkpoint(gathered, policy=lambda primitive, *_, **__: primitive.name in KEPT)
 
 
 def _without_fsdp(spec: P) -> P:
     return P(*(None if axis == "fsdp" else axis for axis in spec))
-
-
-def _is_computed(primitive: Primitive, *_: object, **__: object) -> bool:
-    """Whether the forward pass keeps a value, rather than making it again from what it keeps."""
-    return primitive.name not in (
-        "sharding_constraint",
-        "convert_element_type",
-        "reshape",
-        "transpose",
-    )
 
 
 def describe(state: PyTree, mesh: Mesh) -> str:

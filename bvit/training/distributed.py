@@ -1,0 +1,104 @@
+"""Several processes as one run: how they find each other, and what they agree on."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int
+
+# Room for an error message that all processes are told.
+MESSAGE_BYTES = 2048
+
+
+def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Joins the other processes of the run, if there are any; the first thing asked of JAX.
+
+    Without arguments JAX looks in the environment: it knows SLURM, Open MPI, Cloud TPU and
+    Kubernetes (the latter where the package `kubernetes` is installed).
+
+    Args:
+      coordinator: host:port of the first process.
+      num_processes: how many there are; 1 looks no further.
+      process_id: which of them this is, from 0.
+
+    Raises:
+      ValueError: only some are given, or an environment that is known can't be used.
+    """
+    if num_processes == 1:
+        return
+    given = (coordinator, num_processes, process_id)
+    if any(value is not None for value in given) and None in given:
+        raise ValueError(
+            "--coordinator, --num_processes and --process_id go together: got "
+            f"{coordinator}, {num_processes} and {process_id}; give all three or none."
+        )
+    # Signals are this project's own business: JAX's service would take SIGTERM for itself.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        if coordinator is None:
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(*given, cluster_detection_method="deactivate")
+    except (ValueError, RuntimeError) as error:
+        if coordinator is None and "coordinator_address should be defined" in str(error):
+            return  # nothing found: this process is alone
+        raise ValueError(
+            f"could not join the other processes: {error} Give --coordinator, --num_processes and "
+            "--process_id, or --num_processes=1 to run alone."
+        ) from error
+
+
+def is_main() -> bool:
+    """Whether this is the process that talks, and writes what is written once."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Makes a `ValueError` of one process one of all: alone, the others would wait for it for ever.
+
+    All processes enter and leave it. The first message, by number of the process, is raised.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    message = ""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error) if is_main() else f"process {jax.process_index()}: {error}"
+    own = np.zeros(MESSAGE_BYTES, np.uint8)
+    encoded = message.encode()[:MESSAGE_BYTES]
+    own[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    for row in multihost_utils.process_allgather(own):
+        if first := row.tobytes().rstrip(b"\0").decode(errors="ignore"):
+            raise ValueError(first)
+
+
+def greatest(value: int, mesh: Mesh) -> Int[Array, " 1"] | int:
+    """The greatest of what the processes say; to be read later, so that nobody waits for it now."""
+    if jax.process_count() == 1:
+        return value
+    place = NamedSharding(mesh, P(mesh.axis_names))
+    said = jax.make_array_from_process_local_data(
+        place, np.full(jax.local_device_count(), value, np.int32)
+    )
+    return _max(said)
+
+
+_max = jax.jit(lambda said: said.max())
+
+
+def leave(code: int) -> None:
+    """Ends this process, without waiting for others where these wait for it."""
+    if jax.process_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

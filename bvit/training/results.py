@@ -1,0 +1,68 @@
+"""What a run leaves behind besides its checkpoints: samples, results, curves and figures."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bvit import config as config_lib
+from bvit.evaluation import evaluate, pictures, report
+from bvit.evaluation.evaluator import Evaluator
+from bvit.models.inputs import shown_levels
+from bvit.training import setup, sharding
+from bvit.training.metrics import MetricsWriter, read_metrics
+from bvit.training.rundir import RunDirectory, write_json
+from bvit.training.state import TrainState
+
+SAMPLES = 6  # test pictures that are shown with what the policies do to them
+SHOW_EVERYTHING = ("keep", "tome")  # policies of which there is nothing to draw
+
+
+def show_samples(experiment: setup.Experiment, writer: MetricsWriter, folder: Path) -> None:
+    """Draws a few test pictures under each condition, and what each policy does with them."""
+    batch = setup.sample_batch(experiment, SAMPLES)
+    one_device = sharding.make_mesh(devices=jax.local_devices()[:1])
+    keys = jax.random.split(jax.random.key(experiment.config.seed), len(batch["index"]))
+    for name in experiment.conditions:
+        corrupt = evaluate.make_corrupt(name, seed=experiment.config.seed, mesh=one_device)
+        image = corrupt(batch["image"], batch["index"])
+        levels = {
+            policy.label: np.asarray(shown_levels(image, policy, keys=keys))
+            for policy in experiment.policies
+            if policy.name not in SHOW_EVERYTHING
+        }
+        figure = pictures.sheet(np.asarray(image), levels)
+        writer.image(0, f"samples/{name}", report.pixels(figure))
+        figure.savefig(folder / f"samples_{name.replace(':', '_')}.png", dpi=100)
+
+
+def gather(experiment: setup.Experiment, state: TrainState, evaluator: Evaluator) -> dict[str, Any]:
+    """Evaluates the trained state: what `results.json` will hold."""
+    outcomes = evaluator(state.eval_variables)
+    evaluator.measure(state.eval_variables)
+    return {
+        "rows": report.make_rows(outcomes, evaluator.costs),
+        "step": int(state.step),
+        "seed": experiment.config.seed,
+        "parameters": setup.num_parameters(state.params),
+        "devices": [device.device_kind for device in jax.devices()],
+        "baselines": setup.baselines(experiment),
+        "config": config_lib.to_dict(experiment.config),
+    }
+
+
+def write(results: dict[str, Any], run: RunDirectory, writer: MetricsWriter) -> None:
+    """Writes curves, figures, and last `results.json`: that it exists says the run is finished."""
+    rows = curves(results["rows"])
+    writer.scalars(results["step"], rows)
+    writer.hparams(config_lib.flatten(results["config"]), rows)
+    for name, figure in report.draw(results["rows"], read_metrics(run.path)).items():
+        figure.savefig(run.figures / f"{name}.png", dpi=150)
+        writer.image(results["step"], f"figures/{name}", report.pixels(figure))
+    write_json(run.results, results)
+
+
+def curves(rows: list[report.Row]) -> dict[str, float]:
+    """Accuracy as points on curves, one for each condition and policy."""
+    return {f"{row['condition']}/{report.policy_label(row)}": row["top1"] for row in rows}
