@@ -53,10 +53,12 @@ def _photos(config: ConfigDict) -> None:
     config.model.depth = 4
     config.model.num_heads = 4
     config.model.pool = "mean"
+    config.tokens.policy = "keep,merge:31"
     config.train.steps = 600
     config.train.batch_size = 64
     config.optimizer.warmup = 0.1
-    config.eval.every_steps = 200
+    config.eval.policies = "keep,zero,drop:32,merge:31"
+    config.eval.every_steps = 300
 
 
 def _small(config: ConfigDict) -> None:
@@ -65,9 +67,11 @@ def _small(config: ConfigDict) -> None:
     config.data.crop_scale = (0.25, 1.0)
     config.model.depth = 6
     config.model.pool = "mean"
+    config.tokens.policy = "keep,merge:31,merge:19"
     config.train.epochs = 20.0
     config.train.batch_size = 64
     config.optimizer.warmup = 0.07
+    config.eval.policies = "keep,zero,drop:32,pool:32,random:32,merge:31,merge:19,tome:8"
     config.eval.every_steps = 1000
 
 
