@@ -1,0 +1,69 @@
+"""What blurs check of their options, before anything compiles. Traced values can't be checked."""
+
+import math
+
+import jax
+import numpy as np
+from jaxtyping import ArrayLike
+
+
+def check_kernel_size(kernel_size: int, shape: tuple[int, ...]) -> None:
+    """Raises ValueError if a kernel is even, or reaches past the mirrored image [..., h, w, c]."""
+    check_odd(kernel_size)
+    height, width = shape[-3:-1]
+    if kernel_size // 2 >= min(height, width):
+        raise ValueError(
+            f"the blur mirrors kernel_size // 2 = {kernel_size // 2} pixels at each border, and so "
+            f"needs an image of at least one more: got image {height}x{width}, "
+            f"kernel_size={kernel_size}; use at most {2 * min(height, width) - 1}."
+        )
+
+
+def check_odd(kernel_size: int) -> None:
+    """Raises ValueError if a kernel has no middle pixel."""
+    if not isinstance(kernel_size, (int, np.integer)) or kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(
+            f"kernel_size must be an odd integer >= 1: got {kernel_size}; use for example 19."
+        )
+
+
+def check_strength(
+    name: str, value: ArrayLike, batch: tuple[int, ...], *, highest: float = math.inf
+) -> None:
+    """Raises ValueError if a blur's strength is not one number, or one an image, in [0, highest].
+
+    0 is the strength that leaves an image as it is; `highest` is what the kernel has room for.
+    """
+    check_one_each(name, value, batch)
+    if isinstance(value, jax.core.Tracer):
+        return
+    if not np.all(np.asarray(value) >= 0):
+        raise ValueError(f"{name} must be >= 0 (0 leaves the image as it is): got {value}.")
+    if not np.all(np.asarray(value) <= highest):
+        raise ValueError(
+            f"{name} must be at most {highest}, or it leaves the kernel: got {value}; raise "
+            "kernel_size."
+        )
+
+
+def check_one_each(name: str, value: ArrayLike, batch: tuple[int, ...]) -> None:
+    """Raises ValueError if a parameter is neither one number nor one for each image."""
+    if np.shape(value) not in ((), batch):
+        raise ValueError(
+            f"{name} must be one number, or one for each image: got shape {np.shape(value)} for "
+            f"images of batch shape {batch}."
+        )
+
+
+def check_range(
+    name: str, bounds: tuple[float, float], *, lowest: float = 0.0, highest: float = math.inf
+) -> None:
+    """Raises ValueError if (low, high) is not in order and within lowest and highest."""
+    low, high = bounds
+    if isinstance(low, jax.core.Tracer) or isinstance(high, jax.core.Tracer):
+        return
+    if not lowest <= low <= high <= highest:
+        raise ValueError(
+            f"{name} must be within {lowest:g} and {highest:g}, the lower bound first: "
+            f"got {bounds}."
+        )
