@@ -13,8 +13,13 @@ from absl import app, flags
 from bvit.evaluation import paper, report
 
 FORMAT = flags.DEFINE_enum("format", "markdown", ["markdown", "csv"], "How tables are printed.")
-FIGURE = flags.DEFINE_string(
-    "figure", None, "Where to draw accuracy against sigma, e.g. sigma.png; none is drawn without."
+TRADEOFF = flags.DEFINE_string(
+    "tradeoff", None, "Where to draw accuracy against cost, one policy a line, of the first run."
+)
+SIGMA = flags.DEFINE_string(
+    "sigma",
+    None,
+    "Where to draw accuracy against the sigma of the blur, one run and policy a line.",
 )
 
 EXIT_BAD_INPUT = 2
@@ -26,8 +31,10 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError("which runs? e.g. python -m bvit.report runs/*")
     try:
         runs = {path: read_results(path) for path in map(Path, argv[1:])}
-        if FIGURE.value:
-            report.draw_sigma(_labelled(runs)).savefig(FIGURE.value, dpi=150)
+        if SIGMA.value:
+            report.draw_sigma(_labelled(runs)).savefig(SIGMA.value, dpi=150)
+        if TRADEOFF.value:
+            report.draw_tradeoff(next(iter(runs.values()))["rows"]).savefig(TRADEOFF.value, dpi=150)
     except ValueError as error:
         print(f"bvit: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)

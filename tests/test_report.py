@@ -6,6 +6,7 @@ from absl.testing import flagsaver
 
 from bvit import report
 from bvit.evaluation import paper
+from bvit.evaluation.report import draw_tradeoff
 
 
 def result(model, *, condition="mix", init_from="", steps=10, seed=0, rows=()):
@@ -117,8 +118,17 @@ def test_markdown_and_csv_hold_the_same_cells(runs, capsys):
 
 
 def test_the_plot_against_sigma_is_drawn(runs, capsys):
-    call(capsys, runs / "one", runs / "two", figure=str(runs / "sigma.png"))
+    call(capsys, runs / "one", runs / "two", sigma=str(runs / "sigma.png"))
     assert (runs / "sigma.png").stat().st_size > 5000
+
+
+def test_the_tradeoff_is_drawn_with_a_line_for_each_policy(runs, capsys):
+    call(capsys, runs / "one", tradeoff=str(runs / "tradeoff.png"))
+    assert (runs / "tradeoff.png").stat().st_size > 5000
+    figure = draw_tradeoff(report.read_results(runs / "one")["rows"])
+    conditions = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert conditions == ["gaussian:0", "gaussian:1", "gaussian:2.5", "region"]
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"keep", "zero"}
 
 
 def test_what_is_no_finished_run_is_told(tmp_path, capsys):

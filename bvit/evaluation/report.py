@@ -25,6 +25,7 @@ COLUMNS = (
     ("gflops", "GFLOPs", "{:.3f}"),
     ("images_per_s", "images/s", "{:.0f}"),
 )
+COSTS = (("gflops", "GFLOPs for an image"), ("images_per_s", "images/s"))
 SIGMA_CONDITION = "gaussian:"
 IN_PERCENT = ("top1", "ci95", "top5", "difference", "difference_ci95")
 
@@ -105,8 +106,57 @@ def _cell(row: Row, key: str, form: str) -> str:
 
 
 def draw(rows: Sequence[Row], lines: Sequence[dict[str, float]]) -> dict[str, Figure]:
-    """The plots of a run, by name: its accuracy from the rows, its curves from `metrics.jsonl`."""
-    return {"accuracy": _draw_accuracy(rows), "curves": _draw_curves(lines)}
+    """The plots of a run, by name: from its rows, and from the lines of its `metrics.jsonl`."""
+    return {
+        "accuracy": _draw_accuracy(rows),
+        "tradeoff": draw_tradeoff(rows),
+        "curves": _draw_curves(lines),
+    }
+
+
+def draw_tradeoff(rows: Sequence[Row]) -> Figure:
+    """Accuracy against cost: a column a condition, a line a policy through its budgets.
+
+    Above against the operations of an image, below against the images a second that were measured.
+    """
+    conditions = list(dict.fromkeys(row["condition"] for row in rows))
+    figure = Figure(figsize=(3.2 * len(conditions) + 1.2, 6), layout="constrained")
+    grid = figure.subplots(len(COSTS), len(conditions), squeeze=False, sharey=True, sharex="row")
+    policies = list(dict.fromkeys(row["policy"] for row in rows))
+    for line, (cost, title) in zip(grid, COSTS, strict=True):
+        for axes, condition in zip(line, conditions, strict=True):
+            for i, policy in enumerate(policies):
+                points = sorted(
+                    (row[cost], 100 * row["top1"], *(100 * bound for bound in row["ci95"]))
+                    for row in rows
+                    if (row["condition"], row["policy"]) == (condition, policy)
+                )
+                if not points:
+                    continue
+                x, top1, low, high = np.array(points).T
+                axes.errorbar(
+                    x,
+                    top1,
+                    yerr=(top1 - low, high - top1),
+                    color=f"C{i}",  # the same in every panel
+                    marker="o",
+                    capsize=2,
+                    label=policy,
+                )
+            axes.set(xlabel=title, xlim=(0, None))
+            axes.spines[["top", "right"]].set_visible(False)
+        line[0].set_ylabel("top-1 (%), 95 % interval")
+    for axes, condition in zip(grid[0], conditions, strict=True):
+        axes.set_title(condition)
+    named = {}
+    for axes in grid[0]:
+        named |= {
+            label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+    figure.legend(
+        named.values(), named.keys(), title="policy", frameon=False, loc="outside right center"
+    )
+    return figure
 
 
 def draw_sigma(runs: dict[str, Sequence[Row]]) -> Figure:
