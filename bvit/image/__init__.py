@@ -5,18 +5,40 @@ to vmap (on a CPU it stays in the cache), and shard_map where it is sharded over
 """
 
 from bvit.image.blur import gaussian_blur, random_gaussian_blur, region_blur
+from bvit.image.camera import (
+    anisotropic_gaussian_blur,
+    box_blur,
+    defocus_blur,
+    motion_blur,
+    random_anisotropic_gaussian_blur,
+    random_box_blur,
+    random_defocus_blur,
+    random_motion_blur,
+    random_shake_blur,
+)
+from bvit.image.convolve import convolve
 from bvit.image.focus import mask_patches, patch_laplacian_variance, patch_mask
 from bvit.image.pixels import check_image, grayscale, normalize, to_float
 
 __all__ = [
+    "anisotropic_gaussian_blur",
+    "box_blur",
     "check_image",
+    "convolve",
+    "defocus_blur",
     "gaussian_blur",
     "grayscale",
     "mask_patches",
+    "motion_blur",
     "normalize",
     "patch_laplacian_variance",
     "patch_mask",
+    "random_anisotropic_gaussian_blur",
+    "random_box_blur",
+    "random_defocus_blur",
     "random_gaussian_blur",
+    "random_motion_blur",
+    "random_shake_blur",
     "region_blur",
     "to_float",
 ]
