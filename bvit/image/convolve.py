@@ -99,14 +99,18 @@ def apply_transfer(
     transfer: Complex[Array, "n m 1"],
     size: tuple[int, int],
     margin: int,
+    window: Float[ArrayLike, "n m 1"] = 1.0,
 ) -> Float[Array, "h w c"]:
-    """Multiplies the frequencies of one image, mirrored at its borders up to that size."""
+    """Multiplies the frequencies of one image, mirrored at its borders up to that size.
+
+    What is mirrored is multiplied by the window first.
+    """
     height, width, _ = image.shape
     padding = [
         (margin, side - length - margin) for side, length in zip(size, (height, width), strict=True)
     ]
     mirrored = jnp.pad(image, [*padding, (0, 0)], mode="reflect")
-    spectrum = jnp.fft.rfft2(mirrored, axes=(0, 1)) * transfer
+    spectrum = jnp.fft.rfft2(mirrored * window, axes=(0, 1)) * transfer
     filtered = jnp.fft.irfft2(spectrum, size, axes=(0, 1))
     return filtered[margin : margin + height, margin : margin + width]
 

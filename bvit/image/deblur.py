@@ -1,0 +1,146 @@
+"""Deblurring with a known kernel, the road not taken: what classifying blurred images saves.
+
+Kernels are those of `bvit.image.kernels`, or any other. Where the blur is not known, one is made of
+an estimate: `gaussian_kernel(estimate_sigma(image))`.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float
+
+from bvit.image.batching import map_images
+from bvit.image.checks import check_one_each
+from bvit.image.convolve import (
+    apply_transfer,
+    check_kernel,
+    one_each,
+    transfer_function,
+    transform_size,
+)
+from bvit.image.pixels import check_image
+
+# Richardson-Lucy divides by no less than this, ten times what a transform in float32 is off.
+LEAST_DIVISOR = 1e-6
+
+
+def wiener(
+    image: Float[ArrayLike, "*b h w c"],
+    kernel: Float[ArrayLike, "*k s s"],
+    *,
+    noise_to_signal: float | Float[ArrayLike, "*b"] = 0.01,
+) -> Float[Array, "*b h w c"]:
+    """Undoes a blur in the frequency domain, by H* / (|H|² + noise_to_signal).
+
+    The least squares estimate where noise and picture have white spectra of that ratio (Wiener
+    1949; Gonzalez and Woods, "Digital Image Processing", eq. 5.8-6). Each image keeps its mean. The
+    transform is periodic and the picture is not: it is mirrored at its borders by kernel_size - 1
+    pixels, over which it fades to its mean. That took a fifth of the time of mirroring all of it,
+    and was as good or better (by up to 2 dB after motion, whose kernel is not symmetric).
+
+    Args:
+      image: blurred, grey or RGB in [0, 1], any leading batch axes.
+      kernel: of the blur, sum 1: one kernel [s, s], or one for each image [*b, s, s]; s odd.
+      noise_to_signal: > 0, power of the noise over that of the picture: one number, or one for each
+        image. The larger, the smoother the result.
+
+    Returns:
+      Images of the shape and dtype of `image`. They may leave [0, 1] beside strong edges.
+
+    Raises:
+      ValueError: not an image; kernels as `convolve` refuses them; a ratio that is not positive, or
+        not one for each image.
+    """
+    check_image(image)
+    check_kernel(kernel, np.shape(image))
+    check_one_each("noise_to_signal", noise_to_signal, np.shape(image)[:-3])
+    traced = isinstance(noise_to_signal, jax.core.Tracer)
+    if not traced and not np.all(np.asarray(noise_to_signal) > 0):
+        raise ValueError(
+            f"noise_to_signal must be > 0: got {noise_to_signal}; what the blur removed would be "
+            "divided by zero. Use for example 0.001 where there is hardly any noise."
+        )
+    return _wiener(image, kernel, noise_to_signal)
+
+
+def richardson_lucy(
+    image: Float[ArrayLike, "*b h w c"],
+    kernel: Float[ArrayLike, "*k s s"],
+    *,
+    iterations: int = 30,
+) -> Float[Array, "*b h w c"]:
+    """Undoes a blur step by step, by multiplications that keep the picture positive.
+
+    Climbs to the most likely picture under Poisson noise (Richardson 1972; Lucy 1974), beginning
+    with a flat one; fewer iterations are smoother. Borders are mirrored at each step.
+
+    Args:
+      image: blurred, grey or RGB in [0, 1], any leading batch axes.
+      kernel: of the blur, not negative, sum 1: one kernel [s, s], or one for each image
+        [*b, s, s]; s odd.
+      iterations: how many steps, >= 1; static.
+
+    Returns:
+      Images of the shape and dtype of `image`, not negative. They may exceed 1.
+
+    Raises:
+      ValueError: not an image; kernels as `convolve` refuses them; no iterations.
+    """
+    check_image(image)
+    check_kernel(kernel, np.shape(image))
+    if not isinstance(iterations, (int, np.integer)) or iterations < 1:
+        raise ValueError(f"iterations must be an integer >= 1: got {iterations}; use 10 to 50.")
+    return _richardson_lucy(image, kernel, iterations=int(iterations))
+
+
+@jax.jit
+def _wiener(image, kernel, noise_to_signal):
+    ratio = jnp.broadcast_to(noise_to_signal, image.shape[:-3])
+    return map_images(_wiener_one, image, one_each(kernel, image), ratio)
+
+
+def _wiener_one(image, kernel, ratio):
+    dtype = jnp.promote_types(image.dtype, jnp.float32)
+    margin = kernel.shape[0] - 1
+    size = transform_size(image.shape, margin)
+    transfer = transfer_function(kernel.astype(dtype), size)
+    inverse = jnp.conj(transfer) / (jnp.square(jnp.abs(transfer)) + ratio.astype(dtype))
+    mean = image.astype(dtype).mean((0, 1))
+    fade = _fade(image.shape, size, margin).astype(dtype)
+    return (mean + apply_transfer(image - mean, inverse, size, margin, fade)).astype(image.dtype)
+
+
+def _fade(shape, size, margin):
+    """1 over the image and falling to 0 over its margins, as half a period of a cosine."""
+    sides = []
+    for length, total in zip(shape[:2], size, strict=True):
+        before, after = ((np.arange(n) + 0.5) / n for n in (margin, total - length - margin))
+        rising = np.concatenate([before, np.ones(length), after[::-1]])
+        sides.append(0.5 - 0.5 * np.cos(np.pi * rising))
+    return np.outer(*sides)[..., None]
+
+
+@partial(jax.jit, static_argnames="iterations")
+def _richardson_lucy(image, kernel, *, iterations):
+    restore = partial(_richardson_lucy_one, iterations=iterations)
+    return map_images(restore, image, one_each(kernel, image))
+
+
+def _richardson_lucy_one(image, kernel, *, iterations):
+    dtype = jnp.promote_types(image.dtype, jnp.float32)
+    margin = kernel.shape[0] // 2
+    size = transform_size(image.shape, margin)
+    transfer = transfer_function(kernel.astype(dtype), size)
+    blurred = image.astype(dtype)
+
+    def step(_, estimate):
+        expected = jnp.maximum(apply_transfer(estimate, transfer, size, margin), LEAST_DIVISOR)
+        correction = apply_transfer(blurred / expected, jnp.conj(transfer), size, margin)
+        return jnp.maximum(estimate * correction, 0)
+
+    # The first step's result is the same whatever the grey level.
+    flat = jnp.full_like(blurred, 0.5)
+    return lax.fori_loop(0, iterations, step, flat).astype(image.dtype)
