@@ -1,0 +1,95 @@
+"""Pictures that a person names: files, folders and patterns, read ahead of their use."""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from bvit.data.decode import Pixels, UnreadableImageError, center_crop
+from bvit.data.file_index import EXTENSIONS
+
+STDIN = "-"
+
+
+def list_pictures(names: Iterable[str], stdin: Iterable[str]) -> tuple[list[Path], dict[str, str]]:
+    """The files that names stand for, in order.
+
+    Args:
+      names: a file is taken as it is; of a folder, all pictures in it and below it, by their
+        extensions, without what is hidden; anything else is a pattern such as "shots/**/*.jpg".
+        "-" stands for the names in `stdin`.
+      stdin: more names, one a line.
+
+    Returns:
+      (files, what was found of no picture: name → reason).
+    """
+    files, failures = [], {}
+    for name in _expanded(names, stdin):
+        found = [Path(name)]
+        if os.path.isdir(name):
+            found = _below(name)
+        elif not os.path.exists(name):
+            found = sorted(Path(match) for match in glob.glob(name, recursive=True))
+            found = [path for path in found if path.is_file()]
+        if not found:
+            failures[name] = "no picture in it" if os.path.isdir(name) else "no such file"
+        files += found
+    return files, failures
+
+
+def _expanded(names: Iterable[str], stdin: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        if name == STDIN:
+            yield from filter(None, (line.rstrip("\r\n") for line in stdin))
+        else:
+            yield name
+
+
+def _below(folder: str) -> list[Path]:
+    found = []
+    for top, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            Path(top, name)
+            for name in sorted(names)
+            if not name.startswith(".") and os.fsencode(name.lower()).endswith(EXTENSIONS)
+        ]
+    return found
+
+
+def read_ahead(
+    paths: Sequence[Path], group: int, *, image_size: int, short_side: int
+) -> Iterator[list[tuple[Path, Pixels | UnreadableImageError]]]:
+    """Reads files in threads, a group ahead of the one that is given.
+
+    Args:
+      paths: the files.
+      group: how many are given at once; the last group has what is left.
+      image_size: side of the central square that is cut out, in pixels.
+      short_side: of the picture before that, in pixels.
+
+    Yields:
+      For each file of a group, its uint8 pixels [image_size, image_size, 3] or why there are none.
+    """
+
+    def read(path: Path) -> tuple[Path, Pixels | UnreadableImageError]:
+        try:
+            return path, center_crop(path.read_bytes(), size=image_size, short_side=short_side)
+        except UnreadableImageError as error:
+            return path, error
+        except OSError as error:
+            return path, UnreadableImageError(error.strerror)
+
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        waiting: list[Future] = []
+        for start in range(0, len(paths), group):
+            ahead = [pool.submit(read, path) for path in paths[start : start + group]]
+            if waiting:
+                yield [future.result() for future in waiting]
+            waiting = ahead
+        if waiting:
+            yield [future.result() for future in waiting]
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,278 @@
+"""Says what is on pictures: python -m bvit.predict --run=runs/vit_mask PICTURES...
+
+PICTURES are files, folders, patterns such as 'shots/**/*.jpg', and - for a list of them on stdin.
+The middle of each picture is seen, at the size that the run was trained with. A line names the
+class, how sure the model is, the share of the patches that are blurry (at that size), and the patch
+tokens that were computed. Pictures that can't be read are listed at the end, with exit code 1.
+"""
+
+import argparse
+import collections
+import csv
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from PIL import Image
+from tqdm import tqdm
+
+from bvit import runs
+from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
+from bvit.data import UnreadableImageError
+from bvit.data.listing import list_pictures, read_ahead
+from bvit.data.pipeline import RESIZE_RATIO
+from bvit.evaluation import report
+from bvit.evaluation.pictures import draw_levels
+from bvit.evaluation.predictor import ADAPTIVE_POLICIES, Predictions, Predictor
+from bvit.models.inputs import Policy
+from bvit.training.interrupt import Interrupted, SignalWatch
+
+EXIT_UNREADABLE = 1
+TOP = 5
+SHOWN_FAILURES = 20
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Classifies the pictures that the arguments name."""
+    options = _parser().parse_args(arguments)
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with SignalWatch():
+            failures = predict(options)
+    except Interrupted as stop:
+        fail(str(stop), stop.exit_code)
+    except BrokenPipeError:  # whoever reads the results has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_UNREADABLE)
+    except (ValueError, OSError) as error:
+        fail(str(error), EXIT_BAD_INPUT)
+    if failures:
+        fail(_listing(failures), EXIT_UNREADABLE)
+
+
+def _parser() -> Parser:
+    parser = Parser("python -m bvit.predict", __doc__)
+    parser.add_argument("--run", required=True, type=Path, help="run directory of the model")
+    parser.add_argument(
+        "--policy",
+        default="",
+        metavar="NAME[:BUDGET]",
+        help="what becomes of blurry patches: keep, zero, drop:32, merge:31, ...; by default what "
+        "the run trained with, or merge where --budget is given",
+    )
+    parser.add_argument(
+        "--budget",
+        default="",
+        metavar="N|auto",
+        help="patch tokens for a picture; auto: the smallest of a few numbers that its blur "
+        "allows, and the time which that saved",
+    )
+    parser.add_argument("--format", choices=OUTPUTS, default="table", help="of the results")
+    parser.add_argument(
+        "--overlays",
+        type=Path,
+        metavar="DIR",
+        help="write each picture beside what the model saw of it: dark in an orange frame what "
+        "was left out, coarse in cyan (2x2 patches) or magenta (4x4) what was merged; where every "
+        "patch is computed, the orange ones are the blurry ones",
+    )
+    parser.add_argument("--batch_size", type=int, default=32, help="pictures that run together")
+    parser.add_argument("pictures", nargs="+", metavar="PICTURES", help="files, folders, ...")
+    return parser
+
+
+def predict(options: argparse.Namespace) -> dict[str, str]:
+    """Prints what is on the pictures.
+
+    Returns:
+      What could not be read: name → reason.
+
+    Raises:
+      ValueError: the run can't be used, or can't follow the policy.
+    """
+    paths, failures = list_pictures(options.pictures, sys.stdin)
+    run = runs.load(options.run)
+    policy, adaptive = choose_policy(run, options.policy, options.budget)
+    predictor = Predictor(run, policy, adaptive=adaptive, batch_size=options.batch_size)
+    overlays = Overlays(options.overlays) if options.overlays else None
+    output = OUTPUTS[options.format]()
+    size = run.config.data.image_size
+    short_side = run.config.data.resize or round(size * RESIZE_RATIO)
+    tokens, pixels = [], None
+    with tqdm(total=len(paths), unit="picture", leave=False, dynamic_ncols=True) as bar:
+        for group in read_ahead(paths, predictor.group, image_size=size, short_side=short_side):
+            failures |= {str(p): str(e) for p, e in group if isinstance(e, UnreadableImageError)}
+            readable = [(p, found) for p, found in group if isinstance(found, np.ndarray)]
+            if readable:
+                pixels = np.stack([found for _, found in readable])
+                found = predictor(pixels, first=len(tokens))
+                rows = make_rows([path for path, _ in readable], found, run.class_names)
+                if overlays:
+                    levels = predictor.levels(pixels, found.policy, first=len(tokens))
+                    overlays.save(rows, pixels, levels)
+                tokens += found.tokens.tolist()
+                with bar.external_write_mode(file=sys.stdout):
+                    output.write(rows)
+            bar.update(len(group))
+    output.close()
+    if adaptive and tokens:
+        every = predictor.seconds_with_every_token(pixels, len(tokens))
+        print(
+            f"{np.mean(tokens):.1f} tokens a picture in the mean, of "
+            f"{(size // policy.patch_size) ** 2}: {predictor.seconds:.2f} s, where every token "
+            f"would have taken {every:.2f} s (measured on one batch).",
+            file=sys.stderr,
+        )
+    return failures
+
+
+def choose_policy(run: runs.TrainedRun, policy: str, budget: str) -> tuple[Policy, bool]:
+    """What --policy and --budget mean together.
+
+    Returns:
+      The policy, and whether its budget follows from the picture.
+
+    Raises:
+      ValueError: no such policy, or a budget that is none or is given twice.
+    """
+    if not budget:
+        return run.policy(policy), False
+    if ":" in policy:
+        raise ValueError(f"the budget is given twice: --policy={policy} and --budget={budget}.")
+    name = policy or "merge"
+    if budget != "auto":
+        return run.policy(f"{name}:{budget}"), False
+    if name not in ADAPTIVE_POLICIES:
+        known = ", ".join(ADAPTIVE_POLICIES)
+        raise ValueError(f"--budget=auto goes with --policy of {known}: got {name!r}.")
+    return run.policy(name), True
+
+
+def make_rows(
+    paths: Sequence[Path], found: Predictions, class_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """One mapping a picture, of plain values: what the output formats print."""
+    rows = []
+    for i, path in enumerate(paths):
+        best = np.argsort(-found.probability[i], kind="stable")[:TOP]
+        top = [(class_names[c], round(float(found.probability[i, c]), 4)) for c in best]
+        rows.append(
+            {
+                "file": str(path),
+                "label": top[0][0],
+                "confidence": top[0][1],
+                "blurry_patches": round(float(found.blurry[i]), 4),
+                "laplacian_variance": round(float(found.laplacian[i]), 1),
+                "tokens": round(float(found.tokens[i]), 1),
+                "policy": found.policy[i].label,
+                "top5": top,
+            }
+        )
+    return rows
+
+
+class Table:
+    """Prints all rows at the end, in aligned columns."""
+
+    def __init__(self) -> None:
+        """Starts with the names of the columns."""
+        self._lines = [["file", "label", "confidence", "blurry", "tokens", "then"]]
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Remembers rows."""
+        for row in rows:
+            self._lines.append(
+                [
+                    row["file"],
+                    row["label"],
+                    f"{row['confidence']:.1%}",
+                    f"{row['blurry_patches']:.0%}",
+                    f"{row['tokens']:g}",
+                    ", ".join(f"{label} {share:.0%}" for label, share in row["top5"][1:]),
+                ]
+            )
+
+    def close(self) -> None:
+        """Prints them."""
+        if len(self._lines) > 1:
+            print(report.align(self._lines))
+
+
+class Csv:
+    """Prints rows as they come, the five best classes in columns of their own."""
+
+    def __init__(self) -> None:
+        """Prints no heading before the first row."""
+        self._writer = None
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Prints rows."""
+        for row in rows:
+            flat = dict(row)
+            for place, (label, share) in enumerate(flat.pop("top5"), start=1):
+                flat |= {f"label_{place}": label, f"confidence_{place}": share}
+            if self._writer is None:
+                self._writer = csv.DictWriter(sys.stdout, list(flat), lineterminator="\n")
+                self._writer.writeheader()
+            self._writer.writerow(flat)
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        """Nothing is left to print."""
+
+
+class JsonLines:
+    """Prints each row as it comes, as a JSON object on a line."""
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Prints rows."""
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False))
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        """Nothing is left to print."""
+
+
+OUTPUTS = {"table": Table, "csv": Csv, "jsonl": JsonLines}
+
+
+class Overlays:
+    """Writes each picture beside what the model saw of it, under the name of the picture."""
+
+    def __init__(self, folder: Path) -> None:
+        """Makes the folder, if there is none."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._names: collections.Counter[str] = collections.Counter()
+
+    def save(self, rows: list[dict[str, Any]], pixels: np.ndarray, levels: np.ndarray) -> None:
+        """Writes the overlays of some pictures, and their files into the rows."""
+        for row, one, level in zip(rows, pixels / 255, levels, strict=True):
+            both = [draw_levels(one, np.zeros_like(level)), draw_levels(one, level)]
+            drawn = np.round(255 * np.concatenate(both, axis=1)).astype(np.uint8)
+            row["overlay"] = str(self._free(Path(row["file"]).stem))
+            Image.fromarray(drawn).save(row["overlay"])
+
+    def _free(self, stem: str) -> Path:
+        """A name that no picture has had: those of the same name are numbered."""
+        self._names[stem] += 1
+        count = self._names[stem]
+        return self._folder / (f"{stem}.png" if count == 1 else f"{stem}.{count}.png")
+
+
+def _listing(failures: dict[str, str]) -> str:
+    lines = [f"{len(failures)} could not be read; the others are done:"]
+    lines += [f"  {name}: {reason}" for name, reason in list(failures.items())[:SHOWN_FAILURES]]
+    if len(failures) > SHOWN_FAILURES:
+        lines.append(f"  and {len(failures) - SHOWN_FAILURES} more")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

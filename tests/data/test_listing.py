@@ -1,0 +1,67 @@
+import pytest
+
+from bvit.data.decode import UnreadableImageError
+from bvit.data.listing import list_pictures, read_ahead
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b/2.JPG", "b/1.png", "a.tif", ".hidden.png", ".git/3.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    return tmp_path
+
+
+def below(folder, paths):
+    return [path.relative_to(folder).as_posix() for path in paths]
+
+
+def test_a_folder_stands_for_the_pictures_below_it_in_order(folder):
+    paths, failures = list_pictures([str(folder)], [])
+    assert below(folder, paths) == ["a.tif", "b/1.png", "b/2.JPG"] and not failures
+
+
+def test_a_file_is_taken_whatever_its_name_and_order_and_repeats_stay(folder):
+    names = [str(folder / name) for name in ("notes.txt", "a.tif", "notes.txt")]
+    assert below(folder, list_pictures(names, [])[0]) == ["notes.txt", "a.tif", "notes.txt"]
+
+
+def test_patterns_reach_into_folders(folder):
+    assert below(folder, list_pictures([f"{folder}/**/*.png"], [])[0]) == ["b/1.png"]
+    odd = folder / "[x].png"  # a name that is also a pattern
+    odd.write_bytes(b"")
+    assert list_pictures([str(odd)], []) == ([odd], {})
+
+
+def test_a_dash_stands_for_the_lines_of_stdin(folder):
+    lines = [f"{folder}/a.tif\r\n", "\n", f"{folder}/b"]
+    paths, _ = list_pictures(["-", f"{folder}/notes.txt"], lines)
+    assert below(folder, paths) == ["a.tif", "b/1.png", "b/2.JPG", "notes.txt"]
+
+
+def test_what_is_no_picture_is_named_with_the_reason(folder):
+    (folder / "empty").mkdir()
+    names = [f"{folder}/empty", f"{folder}/x.png", f"{folder}/*.gif"]
+    paths, failures = list_pictures(names, [])
+    assert not paths
+    assert failures == dict(
+        zip(names, ["no picture in it", "no such file", "no such file"], strict=True)
+    )
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 100])
+def test_files_come_in_order_in_groups_with_a_reason_where_there_is_none(folder, group):
+    paths, _ = list_pictures([str(folder)], [])
+    paths.append(folder / "gone.png")
+    groups = list(read_ahead(paths, group, image_size=8, short_side=9))
+    assert [len(found) for found in groups] == [
+        len(paths[start : start + group]) for start in range(0, len(paths), group)
+    ]
+    found = [item for items in groups for item in items]
+    assert [path for path, _ in found] == paths
+    assert all(isinstance(error, UnreadableImageError) for _, error in found)
+    assert str(found[-1][1]) == "No such file or directory"
+
+
+def test_nothing_to_read_gives_no_group():
+    assert list(read_ahead([], 4, image_size=8, short_side=9)) == []

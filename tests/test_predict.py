@@ -1,0 +1,218 @@
+import csv
+import io
+import json
+import math
+import shutil
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+from trained import CLASSES, SIZE, run_directory, write_picture
+
+from bvit import predict, runs
+from bvit.data.decode import center_crop
+from bvit.evaluation import predictor
+from bvit.image.focus import patch_laplacian_variance
+from bvit.image.pixels import normalize, to_float
+from bvit.models import tokens
+from bvit.models.inputs import Policy
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Five pictures of several sizes in nested folders, two of one name, and two broken files."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for i, shape in enumerate([(50, 70), (32, 32), (20, 90), (200, 40)]):
+        write_picture(folder / f"{i}.png", i, shape)
+    write_picture(folder / "deeper" / "0.png", 4)
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    whole = (folder / "3.png").read_bytes()
+    (folder / "deeper" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "notes.txt").write_text("not a picture, and not named as one")
+    return folder
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs the command on the tiny run; returns (exit code, stdout, stderr)."""
+
+    def command(*arguments, run=None):
+        code = 0
+        try:
+            predict.main([f"--run={run or run_directory()}", *map(str, arguments)])
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return command
+
+
+def read_rows(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def seen(path):
+    return center_crop(path.read_bytes(), size=SIZE, short_side=round(SIZE * 256 / 224))
+
+
+def by_hand(paths, policy, budget):
+    """The probabilities of pictures, by the plain functions."""
+    run = runs.load(run_directory())
+    image = to_float(np.stack([seen(path) for path in paths]))
+    plan = tokens.plan(image, patch_size=8, policy=policy, budget=budget)
+    inputs = normalize(image, tuple(run.config.data.mean), tuple(run.config.data.std))
+    return np.asarray(jax.nn.softmax(run.model.apply(run.variables, inputs, plan=plan)))
+
+
+def test_a_run_is_loaded_as_it_was_saved_from_eight_devices():
+    run = runs.load(run_directory())
+    saved = ocp.StandardCheckpointer().restore(run_directory() / "checkpoints" / "2" / "default")
+    assert run.step == 2 and run.class_names == CLASSES
+    jax.tree.map(np.testing.assert_array_equal, run.variables["params"], saved["ema_params"])
+    assert not np.array_equal(saved["params"]["head"]["bias"], saved["ema_params"]["head"]["bias"])
+    devices = {leaf.device for leaf in jax.tree.leaves(run.variables)}
+    assert devices == {jax.devices()[0]}
+
+
+def test_every_readable_picture_gets_the_probabilities_of_the_model(command, pictures):
+    code, out, err = command("--format=jsonl", "--batch_size=2", pictures)
+    rows = read_rows(out)
+    names = ["0.png", "1.png", "2.png", "3.png", "deeper/0.png"]
+    assert [row["file"] for row in rows] == [str(pictures / name) for name in names]
+    # What the run trained with.
+    probabilities = by_hand([pictures / name for name in names], "merge", 7)
+    for row, wanted in zip(rows, probabilities, strict=True):
+        assert dict(row["top5"]) == pytest.approx(
+            {name: float(p) for name, p in zip(CLASSES, wanted, strict=True)}, abs=1e-4
+        )
+        assert row["label"] == CLASSES[wanted.argmax()]
+        assert row["confidence"] == pytest.approx(wanted.max(), abs=1e-4)
+        assert row["tokens"] == 7 and row["policy"] == "merge:7"
+    assert code == 1
+    assert "2 could not be read" in err and "broken.jpg" in err and "cut.png" in err
+
+
+def test_blur_is_told_as_the_share_of_blurry_patches(command, pictures):
+    _, out, _ = command("--format=jsonl", "--policy=keep", pictures / "0.png")
+    (row,) = read_rows(out)
+    variance = patch_laplacian_variance(to_float(seen(pictures / "0.png")), patch_size=8)
+    assert 0 < row["blurry_patches"] < 1
+    assert row["blurry_patches"] == pytest.approx(float(np.mean(variance < 100)), abs=1e-4)
+    assert row["laplacian_variance"] == pytest.approx(float(np.median(variance)), rel=1e-3)
+    assert row["tokens"] == 16
+
+
+def test_budgets_that_follow_from_the_picture(command, pictures, tmp_path):
+    flat = tmp_path / "flat.png"
+    Image.new("RGB", (40, 40), (90, 120, 30)).save(flat)
+    code, out, err = command("--format=jsonl", "--budget=auto", flat, pictures / "0.png")
+    plain, half = read_rows(out)
+    assert code == 0
+    assert plain["tokens"] == 4 and 4 < half["tokens"] < 16
+    (wanted,) = by_hand([pictures / "0.png"], "merge", int(half["tokens"]))
+    assert half["confidence"] == pytest.approx(wanted.max(), abs=1e-4)
+    assert "tokens a picture" in err and "every token would have taken" in err
+
+
+def test_adaptive_budgets_are_near_quarters_and_possible():
+    assert predictor.adaptive_budgets(Policy("merge", patch_size=8), 64) == (16, 31, 49, 64)
+    assert predictor.adaptive_budgets(Policy("drop", patch_size=16), 224) == (49, 98, 147, 196)
+    with pytest.raises(ValueError, match="got zero"):
+        predictor.adaptive_budgets(Policy("zero"), 224)
+
+
+def test_overlays_show_what_the_policy_did_and_lose_none_of_one_name(command, pictures, tmp_path):
+    readable = [pictures / "0.png", pictures / "deeper" / "0.png"]
+    _, out, _ = command("--format=jsonl", "--policy=drop:5", f"--overlays={tmp_path}", *readable)
+    files = [row["overlay"] for row in read_rows(out)]
+    assert files == [str(tmp_path / name) for name in ("0.png", "0.2.png")]
+    drawn = np.asarray(Image.open(files[1])).astype(int)
+    height, width = drawn.shape[:2]
+    before, after = drawn[:, : width // 2], drawn[:, width // 2 :]
+    enlarged = np.kron(seen(readable[1]), np.ones((height // SIZE, height // SIZE, 1)))
+    np.testing.assert_allclose(before, enlarged, atol=1)
+    side = height // 4
+    same = [
+        np.array_equal(before[r : r + side, c : c + side], after[r : r + side, c : c + side])
+        for r in range(0, height, side)
+        for c in range(0, height, side)
+    ]
+    assert sum(same) == 5  # of sixteen patches
+
+
+def test_overlays_of_a_policy_that_computes_all_show_blurry_patches(command, pictures, tmp_path):
+    _, out, _ = command(
+        "--format=jsonl", "--policy=keep", f"--overlays={tmp_path}", pictures / "0.png"
+    )
+    (row,) = read_rows(out)
+    drawn = np.asarray(Image.open(row["overlay"])).astype(int)
+    before, after = np.split(drawn, 2, axis=1)
+    changed = (before != after).any(-1).mean()
+    assert changed == pytest.approx(row["blurry_patches"], abs=0.05)
+
+
+def test_names_come_from_stdin_and_csv_has_a_line_for_each(command, pictures, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{pictures / '1.png'}\n\n{pictures}/*2.png\n"))
+    code, out, _ = command("--format=csv", "-")
+    assert code == 0
+    first, second = csv.DictReader(io.StringIO(out))
+    assert first["file"].endswith("1.png") and second["file"].endswith("2.png")
+    assert first["label"] == first["label_1"] in CLASSES
+    shares = [float(first[f"confidence_{place}"]) for place in (1, 2, 3)]
+    assert shares == sorted(shares, reverse=True) and math.isclose(sum(shares), 1, abs_tol=1e-3)
+
+
+def test_the_table_has_a_line_for_each_picture(command, pictures):
+    code, out, _ = command("--policy=keep", pictures / "0.png", pictures / "1.png")
+    assert code == 0
+    heading, _, *lines = out.splitlines()
+    assert "confidence" in heading and len(lines) == 2
+    assert {len(line) for line in lines} == {len(heading)}
+
+
+def test_nothing_readable_is_told_and_is_no_success(command, tmp_path):
+    code, out, err = command(tmp_path, tmp_path / "nowhere.jpg")
+    assert code == 1 and not out
+    assert "no picture in it" in err and "no such file" in err
+
+
+BAD_INPUT = {
+    "misspelt flag": (["--polcy=keep", "x.png"], "did you mean --policy?"),
+    "misspelt format": (["--format=jsn", "x.png"], "jsonl"),
+    "no pictures": ([], "PICTURES"),
+    "misspelt policy": (["--policy=merg:7", "x.png"], "did you mean 'merge'?"),
+    "impossible budget": (["--budget=8", "x.png"], "use 7 or 10"),
+    "no budget": (["--policy=drop", "x.png"], "needs a budget"),
+    "two budgets": (["--policy=drop:5", "--budget=6", "x.png"], "twice"),
+    "nothing to adapt": (["--policy=zero", "--budget=auto", "x.png"], "merge"),
+    "empty batches": (["--batch_size=0", "x.png"], "batch_size"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input_is_told_in_one_line(command, name):
+    arguments, word = BAD_INPUT[name]
+    code, out, err = command(*arguments)
+    assert code == 2 and not out
+    assert word in err and err.startswith("bvit: ") and err.count("\n") == 1
+
+
+def test_a_folder_that_is_no_run_or_has_no_checkpoint(command, tmp_path):
+    code, _, err = command("x.png", run=tmp_path)
+    assert code == 2 and "no run directory" in err
+    for name in ("config.json", "classes.json"):
+        shutil.copy(run_directory() / name, tmp_path)
+    code, _, err = command("x.png", run=tmp_path)
+    assert code == 2 and "no checkpoint yet" in err
+    (tmp_path / "classes.json").unlink()
+    code, _, err = command("x.png", run=tmp_path)  # the data of the run is gone
+    assert code == 2 and "classes.json" in err
+
+
+def test_help_is_short_and_names_every_flag(command):
+    code, out, _ = command("--help")
+    assert code == 0 and len(out.splitlines()) < 50
+    for flag in ("--run", "--policy", "--budget", "--format", "--overlays", "--batch_size"):
+        assert flag in out
