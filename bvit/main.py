@@ -93,7 +93,7 @@ def _exit(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def parse(argv: Sequence[str]) -> list[str]:
     """Parses flags; a misspelt config key is told as one line, with the key that was meant."""
     try:
         return flags.FLAGS(argv)
@@ -104,4 +104,4 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=parse)

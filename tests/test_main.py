@@ -2,16 +2,15 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from jobs import ROOT, TIMEOUT, Job, xla_flags
 
-ROOT = Path(__file__).parents[1]
 STEPS = 8
 TINY = {
     "data.image_size": 32,
@@ -31,51 +30,54 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="session")
-def start(tmp_path_factory):
-    """Starts the main job with a tiny model in a process of its own."""
-    cache = tmp_path_factory.mktemp("compiled")
+def arguments(workdir, config="configs/vit_mask.py", **settings):
+    flags = [f"--config.{k}={v}" for k, v in (TINY | settings).items() if v is not None]
+    return [f"--config={config}", f"--workdir={workdir}", *flags]
 
-    def start(workdir, *, config="configs/vit_mask.py", devices=1, **settings):
-        flags = [f"--config.{k}={v}" for k, v in (TINY | settings).items() if v is not None]
-        environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            # Runs of this session share what they compile.
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "PYTHONUNBUFFERED": "1",
-        }
-        return subprocess.Popen(
-            [sys.executable, "-m", "bvit.main", f"--config={config}", f"--workdir={workdir}", *flags],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """The environment of a job that starts from nothing; all share what they compile."""
+    return os.environ | {
+        "XLA_FLAGS": xla_flags(1),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "BVIT_PYTHON": sys.executable,
+    }
+
+
+@pytest.fixture(scope="session")
+def start(environment, tmp_path_factory):
+    """Starts a main job."""
+    output = tmp_path_factory.mktemp("output")
+
+    def start(workdir, *, devices=1, **settings):
+        cache = environment["JAX_COMPILATION_CACHE_DIR"]
+        return Job(arguments(workdir, **settings), output, devices=devices, cache=cache)
 
     return start
 
 
 @pytest.fixture(scope="session")
 def run(start):
-    """Runs the main job to its end; returns (exit code, stdout, stderr)."""
-
-    def run(*args, **kwargs):
-        process = start(*args, **kwargs)
-        out, err = process.communicate(timeout=300)
-        return process.returncode, out, err
-
-    return run
+    """Runs a main job to its end; returns (exit code, stdout, stderr)."""
+    return lambda *args, **settings: start(*args, **settings).wait()
 
 
 @pytest.fixture(scope="session")
-def finished(run, tmp_path_factory):
-    """A run directory of a whole, undisturbed run, and what the run printed."""
+def finished(environment, tmp_path_factory):
+    """A run directory of a whole, undisturbed run, started as people do; and what it printed."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
-    code, out, err = run(workdir)
-    assert code == 0, err
-    return workdir, out, err
+    done = subprocess.run(
+        [sys.executable, "-m", "bvit.main", *arguments(workdir)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout, done.stderr
 
 
 def losses(workdir):
@@ -127,27 +129,49 @@ def test_a_finished_run_says_so(finished, run):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_killed_run_goes_on_to_the_same_numbers(finished, start, run, tmp_path):
-    workdir = tmp_path / "killed"
-    process = start(workdir)
-    deadline = time.monotonic() + 200
-    while not list(workdir.glob("checkpoints/[36]")):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.02)
-    process.kill()
-    process.communicate()
-    code, out, err = run(workdir)
+@pytest.fixture(scope="session")
+def killed(start, tmp_path_factory):
+    """The run directory of a run that was killed once it had saved something."""
+    workdir = tmp_path_factory.mktemp("runs") / "killed"
+    job = start(workdir)
+    job.wait_until(lambda: list(workdir.glob("checkpoints/[36]")))
+    job.kill()
+    job.wait()
+    return workdir
+
+
+def test_a_killed_run_goes_on_to_the_same_numbers(finished, killed, run, tmp_path):
+    workdir = shutil.copytree(killed, tmp_path / "killed")
+    code, _, err = run(workdir)
     assert code == 0, err
     assert losses(workdir) == losses(finished[0])
     assert accuracies(workdir) == accuracies(finished[0])
 
 
-def test_the_losses_are_the_same_on_eight_devices(finished, run, tmp_path):
-    code, _, err = run(tmp_path / "eight", devices=8, **{"mesh.fsdp": 2})
+def test_a_killed_run_goes_on_with_eight_devices(finished, killed, run, tmp_path):
+    workdir = shutil.copytree(killed, tmp_path / "eight")
+    code, out, err = run(workdir, devices=8, **{"mesh.fsdp": 2, "mesh.tensor": 2})
     assert code == 0, err
-    one, eight = losses(finished[0]), losses(tmp_path / "eight")
+    assert "over fsdp" in out
+    one, eight = losses(finished[0]), losses(workdir)
     assert one.keys() == eight.keys()
-    np.testing.assert_allclose(list(eight.values()), list(one.values()), rtol=1e-4)
+    np.testing.assert_allclose(list(eight.values()), list(one.values()), rtol=1e-5)
+
+
+def test_two_processes_train_as_one(finished, environment, run, tmp_path):
+    workdir = tmp_path / "two"
+    settings = {"mesh.fsdp": 2, "train.steps": 6}
+    launched = subprocess.run(
+        ["bash", "launch/local.sh", "2", "4", "--", *arguments(workdir, **settings)],
+        cwd=ROOT,
+        env=environment | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert launched.returncode == 0, launched.stderr
+    assert "2 processes" in launched.stdout
+    assert launched.stdout.count("results  ") == 1  # only the first one talks
 
 
 def test_evaluation_does_not_depend_on_the_batch_size(finished, run, tmp_path):
@@ -157,17 +181,25 @@ def test_evaluation_does_not_depend_on_the_batch_size(finished, run, tmp_path):
     assert accuracies(tmp_path / "seven") == accuracies(finished[0])
 
 
-def test_a_terminated_run_saves_first(start, run, tmp_path):
-    process = start(tmp_path / "stopped", **{"train.steps": 100_000, "checkpoint.every_steps": 9999})
-    for line in process.stderr:
-        if "1/100000" in line:
-            break
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "run the same command to go on" in err
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_saves_first(start, tmp_path, signum):
+    job = start(tmp_path / "run", **{"train.steps": 100_000, "checkpoint.every_steps": 9999})
+    job.wait_until(lambda: "1/100000" in job.printed()[1])
+    job.kill(signum)
+    code, _, err = job.wait()
+    assert code == 128 + signum
+    assert "is saved; run the same command to go on" in err
     assert "Traceback" not in err
-    assert list((tmp_path / "stopped" / "checkpoints").glob("*.seal"))
+    assert list((tmp_path / "run" / "checkpoints").glob("*.seal"))
+
+
+def test_a_run_that_is_asked_to_stop_before_it_trains_just_does(start, tmp_path):
+    job = start(tmp_path)
+    job.wait_until(lambda: "devices" in job.printed()[0])
+    job.kill(signal.SIGINT)
+    code, _, err = job.wait()
+    assert code == 128 + signal.SIGINT
+    assert "run the same command to go on" in err and "Traceback" not in err
 
 
 def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(run, tmp_path):
@@ -203,16 +235,14 @@ BAD_INPUT = {
 }
 
 
-def test_bad_input_is_told_in_one_line_before_anything_compiles(start, tmp_path):
-    names = list(BAD_INPUT)
-    for pair in zip(names[::2], names[1::2], strict=True):  # two at a time: importing takes seconds
-        running = {n: start(tmp_path / n, devices=4, **BAD_INPUT[n][0]) for n in pair}
-        for name, process in running.items():
-            out, err = process.communicate(timeout=120)
-            assert process.returncode == 2, (name, out, err)
-            assert BAD_INPUT[name][1] in err, (name, err)
-            assert "Traceback" not in err, (name, err)
-            assert "Compiled" not in out, name
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input_is_told_in_one_line_before_anything_compiles(run, tmp_path, name):
+    settings, word = BAD_INPUT[name]
+    code, out, err = run(tmp_path / "run", devices=4, **settings)
+    assert code == 2, (out, err)
+    assert word in err
+    assert "Traceback" not in err
+    assert "Compiled" not in out
 
 
 def test_a_run_directory_of_another_config_is_left_alone(finished, run):
