@@ -1,0 +1,162 @@
+"""Writes a trained model for others: python -m bvit.export --run=runs/vit_mask --to=DIR
+
+DIR gets model.stablehlo, the program, from pixels to logits, with the token policy and the
+normalisation in it, for any number of pictures at once; parameters.safetensors, what it computes
+with; and about.json: classes, size of the pictures, policy. It runs without bvit:
+
+    import jax, safetensors.numpy
+    program = jax.export.deserialize(open("DIR/model.stablehlo", "rb").read())
+    parameters = safetensors.numpy.load_file("DIR/parameters.safetensors")
+    logits = program.call(parameters, pixels)  # RGB in [0, 1], float32 [n, size, size, 3]
+"""
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax import export as jax_export
+from jaxtyping import Array, Float, PyTree
+from safetensors.numpy import load_file, save_file
+
+from bvit import runs
+from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
+from bvit.models.inputs import Policy, for_policy, prepare
+from bvit.runs import TrainedRun
+
+PROGRAM, PARAMETERS, ABOUT = "model.stablehlo", "parameters.safetensors", "about.json"
+# What the program is lowered for; it runs on all of them.
+PLATFORMS = ("cpu", "cuda", "tpu")
+# Pictures that what was written is tried on.
+TRIED = 3
+
+EXIT_DIFFERS = 1
+
+
+class ExportError(Exception):
+    """What was written does not give the logits of the model."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Writes the model that the arguments name."""
+    parser = Parser("python -m bvit.export", __doc__)
+    parser.add_argument("--run", required=True, type=Path, help="run directory of the model")
+    parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="where to write")
+    parser.add_argument(
+        "--policy",
+        default="",
+        metavar="NAME[:BUDGET]",
+        help="what becomes of blurry patches, as in bvit.predict; by default what the run trained "
+        "with",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        run = runs.load(options.run)
+        difference = export(run, run.policy(options.policy), options.to)
+    except (ValueError, OSError) as error:
+        fail(str(error), EXIT_BAD_INPUT)
+    except ExportError as error:
+        fail(str(error), EXIT_DIFFERS)
+    for name in (PROGRAM, PARAMETERS, ABOUT):
+        print(f"{options.to / name}  {(options.to / name).stat().st_size / 1e6:.2f} MB")
+    print(
+        f"Read back and tried on {TRIED} pictures, it differs from the model by {difference:.1e} "
+        "of the largest logit."
+    )
+
+
+def export(run: TrainedRun, policy: Policy, folder: Path) -> float:
+    """Writes a trained model as a StableHLO program and its parameters; reads them back and checks.
+
+    Args:
+      run: of `bvit.runs.load`.
+      policy: what becomes of blurry patches.
+      folder: where to write; files of an earlier export are overwritten.
+
+    Returns:
+      The largest difference between the logits of what was written and those of the model, as a
+      share of the largest logit.
+
+    Raises:
+      ValueError: the policy draws random numbers, for which a program of pixels has no key.
+      ExportError: that difference is more than rounding.
+    """
+    if policy.name == "random":
+        raise ValueError(
+            "policy random needs a PRNG key for each picture, and an exported model is given "
+            "pixels alone: export another."
+        )
+    parameters = traverse_util.flatten_dict(jax.device_get(run.variables), sep="/")
+    size = run.config.data.image_size
+    pixels = jax.ShapeDtypeStruct(
+        jax_export.symbolic_shape(f"batch, {size}, {size}, 3"), jnp.float32
+    )
+    program = jax_export.export(jax.jit(_by_name(run, policy)), platforms=PLATFORMS)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PROGRAM).write_bytes(program(parameters, pixels).serialize())
+    save_file(parameters, folder / PARAMETERS)
+    (folder / ABOUT).write_text(json.dumps(_about(run, policy), indent=2) + "\n")
+    return _check(run, policy, folder)
+
+
+def _logits(
+    run: TrainedRun, policy: Policy, variables: PyTree, image: Float[Array, "n h w 3"]
+) -> Float[Array, "n classes"]:
+    """Pixels in [0, 1] to logits."""
+    mean, std = tuple(run.config.data.mean), tuple(run.config.data.std)
+    keys = jax.random.split(jax.random.key(0), len(image))  # for `random` alone
+    inputs, plan = prepare(image, policy, mean=mean, std=std, keys=keys)
+    extra = {} if plan is None else {"plan": plan}
+    return for_policy(run.model, policy).apply(variables, inputs, train=False, **extra)
+
+
+def _by_name(run: TrainedRun, policy: Policy) -> Callable[[dict[str, Array], Array], Array]:
+    """(parameters by name, pixels) → logits, for any number of pictures.
+
+    The models are written for batches of a known size. Mapped over single pictures, they never see
+    the size that is not known; the compiler makes the same program of it.
+    """
+
+    def call(parameters: dict[str, Array], image: Array) -> Array:
+        variables = traverse_util.unflatten_dict(parameters, sep="/")
+        return jax.vmap(lambda one: _logits(run, policy, variables, one[None])[0])(image)
+
+    return call
+
+
+def _about(run: TrainedRun, policy: Policy) -> dict[str, object]:
+    size = run.config.data.image_size
+    return {
+        "input": f"float32 [n, {size}, {size}, 3], RGB in [0, 1]",
+        "output": f"float32 [n, {len(run.class_names)}], logits",
+        "classes": run.class_names,
+        "policy": policy.label,
+        "model": run.config.model.name,
+        "step": run.step,
+        "platforms": PLATFORMS,
+        "jax": jax.__version__,
+    }
+
+
+def _check(run: TrainedRun, policy: Policy, folder: Path) -> float:
+    program = jax_export.deserialize((folder / PROGRAM).read_bytes())
+    size = run.config.data.image_size
+    pixels = np.random.default_rng(0).random((TRIED, size, size, 3), np.float32)
+    got = np.asarray(program.call(load_file(folder / PARAMETERS), pixels))
+    want = np.asarray(jax.jit(functools.partial(_logits, run, policy))(run.variables, pixels))
+    difference = float(np.abs(got - want).max() / np.abs(want).max())
+    if not difference <= jnp.finfo(run.model.dtype).eps ** 0.5:
+        raise ExportError(
+            f"{folder / PROGRAM} does not give the logits of the model: they differ by "
+            f"{difference:.1e} of the largest."
+        )
+    return difference
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
