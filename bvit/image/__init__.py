@@ -19,7 +19,9 @@ from bvit.image.camera import (
 )
 from bvit.image.convolve import convolve
 from bvit.image.focus import mask_patches, patch_laplacian_variance, patch_mask
+from bvit.image.glass import glass_blur, random_glass_blur
 from bvit.image.pixels import check_image, grayscale, normalize, to_float
+from bvit.image.zoom import random_zoom_blur, zoom_blur
 
 __all__ = [
     "anisotropic_gaussian_blur",
@@ -29,6 +31,7 @@ __all__ = [
     "deblur",
     "defocus_blur",
     "gaussian_blur",
+    "glass_blur",
     "grayscale",
     "mask_patches",
     "motion_blur",
@@ -39,8 +42,11 @@ __all__ = [
     "random_box_blur",
     "random_defocus_blur",
     "random_gaussian_blur",
+    "random_glass_blur",
     "random_motion_blur",
     "random_shake_blur",
+    "random_zoom_blur",
     "region_blur",
     "to_float",
+    "zoom_blur",
 ]

@@ -68,14 +68,15 @@ def one_each(kernel: ArrayLike, image: Float[Array, "*b h w c"]) -> Float[Array,
 
 
 def convolve_one(
-    image: Float[Array, "h w c"], kernel: Float[Array, "s s"]
+    image: Float[Array, "h w c"], kernel: Float[Array, "s s"], border: str = "reflect"
 ) -> Float[Array, "h w c"]:
-    """Convolves one image with one kernel, as `convolve`."""
+    """Convolves one image with one kernel, as `convolve`; border as jnp.pad calls it, static."""
     margin = kernel.shape[0] // 2
     size = transform_size(image.shape, margin)
     dtype = jnp.promote_types(image.dtype, jnp.float32)
     transfer = transfer_function(kernel.astype(dtype), size)
-    return apply_transfer(image.astype(dtype), transfer, size, margin).astype(image.dtype)
+    extended = extend(image.astype(dtype), size, margin, border)
+    return apply_transfer(extended, transfer, image.shape, margin).astype(image.dtype)
 
 
 def transform_size(shape: tuple[int, ...], margin: int) -> tuple[int, int]:
@@ -86,7 +87,7 @@ def transform_size(shape: tuple[int, ...], margin: int) -> tuple[int, int]:
 
 def transfer_function(
     kernel: Float[Array, "s s"], size: tuple[int, int]
-) -> Complex[Array, "n m 1"]:
+) -> Complex[Array, "n m2 1"]:
     """What a kernel does to each frequency; its centre is the origin."""
     radius = kernel.shape[0] // 2
     padding = [(0, side - kernel.shape[0]) for side in size]
@@ -94,25 +95,27 @@ def transfer_function(
     return jnp.fft.rfft2(centred)[..., None]
 
 
-def apply_transfer(
-    image: Float[Array, "h w c"],
-    transfer: Complex[Array, "n m 1"],
-    size: tuple[int, int],
-    margin: int,
-    window: Float[ArrayLike, "n m 1"] = 1.0,
-) -> Float[Array, "h w c"]:
-    """Multiplies the frequencies of one image, mirrored at its borders up to that size.
-
-    What is mirrored is multiplied by the window first.
-    """
-    height, width, _ = image.shape
+def extend(
+    image: Float[Array, "h w c"], size: tuple[int, int], margin: int, border: str = "reflect"
+) -> Float[Array, "n m c"]:
+    """Continues one image beyond its borders: by a margin before, and up to that size after it."""
     padding = [
-        (margin, side - length - margin) for side, length in zip(size, (height, width), strict=True)
+        (margin, total - length - margin)
+        for total, length in zip(size, image.shape[:2], strict=True)
     ]
-    mirrored = jnp.pad(image, [*padding, (0, 0)], mode="reflect")
-    spectrum = jnp.fft.rfft2(mirrored * window, axes=(0, 1)) * transfer
-    filtered = jnp.fft.irfft2(spectrum, size, axes=(0, 1))
-    return filtered[margin : margin + height, margin : margin + width]
+    return jnp.pad(image, [*padding, (0, 0)], mode=border)
+
+
+def apply_transfer(
+    extended: Float[Array, "n m c"],
+    transfer: Complex[Array, "n m2 1"],
+    shape: tuple[int, ...],
+    margin: int,
+) -> Float[Array, "h w c"]:
+    """Multiplies the frequencies of an extended image, and cuts the image [h, w, c] out again."""
+    spectrum = jnp.fft.rfft2(extended, axes=(0, 1)) * transfer
+    filtered = jnp.fft.irfft2(spectrum, extended.shape[:2], axes=(0, 1))
+    return filtered[margin : margin + shape[0], margin : margin + shape[1]]
 
 
 def _fast_length(least: int) -> int:

@@ -17,6 +17,7 @@ from bvit.image.checks import check_one_each
 from bvit.image.convolve import (
     apply_transfer,
     check_kernel,
+    extend,
     one_each,
     transfer_function,
     transform_size,
@@ -110,7 +111,9 @@ def _wiener_one(image, kernel, ratio):
     inverse = jnp.conj(transfer) / (jnp.square(jnp.abs(transfer)) + ratio.astype(dtype))
     mean = image.astype(dtype).mean((0, 1))
     fade = _fade(image.shape, size, margin).astype(dtype)
-    return (mean + apply_transfer(image - mean, inverse, size, margin, fade)).astype(image.dtype)
+    extended = fade * extend(image - mean, size, margin)
+    restored = mean + apply_transfer(extended, inverse, image.shape, margin)
+    return restored.astype(image.dtype)
 
 
 def _fade(shape, size, margin):
@@ -136,10 +139,12 @@ def _richardson_lucy_one(image, kernel, *, iterations):
     transfer = transfer_function(kernel.astype(dtype), size)
     blurred = image.astype(dtype)
 
+    def apply(x, transfer):
+        return apply_transfer(extend(x, size, margin), transfer, x.shape, margin)
+
     def step(_, estimate):
-        expected = jnp.maximum(apply_transfer(estimate, transfer, size, margin), LEAST_DIVISOR)
-        correction = apply_transfer(blurred / expected, jnp.conj(transfer), size, margin)
-        return jnp.maximum(estimate * correction, 0)
+        expected = jnp.maximum(apply(estimate, transfer), LEAST_DIVISOR)
+        return jnp.maximum(estimate * apply(blurred / expected, jnp.conj(transfer)), 0)
 
     # The first step's result is the same whatever the grey level.
     flat = jnp.full_like(blurred, 0.5)

@@ -17,26 +17,28 @@ def half_gaussian(sigma: Float[Array, "*p"], radius: int) -> Float[Array, "*p r+
 
 
 def filter_both_axes(
-    image: Float[Array, "h w c"], taps: Float[Array, " r+1"]
+    image: Float[Array, "h w c"], taps: Float[Array, " r+1"], border: str = "reflect"
 ) -> Float[Array, "h w c"]:
-    """Filters one image along both axes, its border mirrored without repeating the edge pixel.
+    """Filters one image along both axes.
 
     Two passes over it as [h, w*c], where one pixel to the right is c values away.
 
     Args:
-      image: one image, larger than r along both axes.
+      image: one image; if it is mirrored, larger than r along both axes.
       taps: weights at distances 0, 1 .. r in float32 at least, in which sums are taken; those at
         -1 .. -r are the same.
+      border: as jnp.pad calls it; "reflect" mirrors without repeating the edge pixel, "edge"
+        repeats it. Static.
 
     Returns:
       The filtered image, in the dtype of `image`.
     """
     height, width, channels = image.shape
     radius = taps.size - 1
-    rows = jnp.pad(image.astype(taps.dtype), [(radius, radius), (0, 0), (0, 0)], mode="reflect")
+    rows = jnp.pad(image.astype(taps.dtype), [(radius, radius), (0, 0), (0, 0)], mode=border)
     rows = _convolve(rows.reshape(-1, width * channels), taps, axis=0, stride=1)
     columns = rows.reshape(image.shape)
-    columns = jnp.pad(columns, [(0, 0), (radius, radius), (0, 0)], mode="reflect")
+    columns = jnp.pad(columns, [(0, 0), (radius, radius), (0, 0)], mode=border)
     columns = _convolve(columns.reshape(height, -1), taps, axis=1, stride=channels)
     return columns.reshape(image.shape).astype(image.dtype)
 
