@@ -4,7 +4,7 @@ All take any leading batch axes, and work under jit, vmap, grad and shard_map. P
 to vmap (on a CPU it stays in the cache), and shard_map where it is sharded over devices.
 """
 
-from bvit.image import deblur
+from bvit.image import corruptions, deblur
 from bvit.image.blur import gaussian_blur, random_gaussian_blur, region_blur
 from bvit.image.camera import (
     anisotropic_gaussian_blur,
@@ -28,6 +28,7 @@ __all__ = [
     "box_blur",
     "check_image",
     "convolve",
+    "corruptions",
     "deblur",
     "defocus_blur",
     "gaussian_blur",
