@@ -43,9 +43,16 @@ class Job:
     def printed(self):
         return self._out.read_text(), self._err.read_text()
 
-    def wait(self):
+    def alive(self):
+        return self._process.is_alive()
+
+    def pause(self, seconds):
+        """Waits so long, or until the job ends."""
+        self._process.join(seconds)
+
+    def wait(self, timeout=TIMEOUT):
         """Waits for the end; returns (exit code, stdout, stderr)."""
-        self._process.join(TIMEOUT)
+        self._process.join(timeout)
         if self._process.is_alive():
             self.kill()
         return self._process.exitcode, *self.printed()

@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from jobs import ROOT, TIMEOUT, Job, xla_flags
+from PIL import Image
 
 STEPS = 8
 TINY = {
@@ -158,20 +161,101 @@ def test_a_killed_run_goes_on_with_eight_devices(finished, killed, run, tmp_path
     np.testing.assert_allclose(list(eight.values()), list(one.values()), rtol=1e-5)
 
 
-def test_two_processes_train_as_one(finished, environment, run, tmp_path):
+def test_two_processes_train_as_one_and_one_goes_on(finished, environment, run, tmp_path):
     workdir = tmp_path / "two"
-    settings = {"mesh.fsdp": 2, "train.steps": 6}
-    launched = subprocess.run(
-        ["bash", "launch/local.sh", "2", "4", "--", *arguments(workdir, **settings)],
+    settings = {"eval.conditions": "sharp", "eval.policies": "keep"}
+    command = ["bash", "launch/local.sh", "2", "4", "--"]
+    launched = subprocess.Popen(
+        [*command, *arguments(workdir, **settings, **{"mesh.fsdp": 2})],
         cwd=ROOT,
         env=environment | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(workdir.glob("checkpoints/3.seal")):
+        assert launched.poll() is None, launched.communicate()
+        time.sleep(0.02)
+    launched.terminate()
+    out, err = launched.communicate(timeout=TIMEOUT)
+    assert "2 processes" in out and out.count("devices  ") == 1  # only the first one talks
+    if launched.returncode:  # the signal came before the end, as it should
+        assert launched.returncode == 128 + signal.SIGTERM, err
+        assert err.count("is saved; run the same command to go on") == 1
+    code, out, err = run(workdir, devices=8, **settings)
+    assert code == 0, err
+    assert "Going on" in out or "finished" in out
+    one, two = losses(finished[0]), losses(workdir)
+    assert one.keys() == two.keys()
+    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=1e-5)
+
+
+def test_processes_fail_as_one(environment, tmp_path):
+    done = subprocess.run(
+        [
+            "bash",
+            "launch/local.sh",
+            "2",
+            "1",
+            "--",
+            *arguments(tmp_path, **{"train.batch_size": 5}),
+        ],
+        cwd=ROOT,
+        env=environment,
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
     )
-    assert launched.returncode == 0, launched.stderr
-    assert "2 processes" in launched.stdout
-    assert launched.stdout.count("results  ") == 1  # only the first one talks
+    assert done.returncode == 2
+    assert done.stderr.count("bvit: train.batch_size") == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="session")
+def folder_with_a_broken_picture(tmp_path_factory):
+    """Class folders of a few pictures, one of which is no picture."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 10), ("val", 2)):
+        for name in ("cat", "dog"):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (40, 40, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
+    (folder / "train" / "cat" / "7.png").write_bytes(b"not a picture")
+    return folder
+
+
+def test_an_unreadable_picture_stops_the_run_by_name(folder_with_a_broken_picture, run, tmp_path):
+    settings = {"data.name": "folder", "data.dir": folder_with_a_broken_picture}
+    code, _, err = run(tmp_path, **settings)
+    assert code == 1
+    assert "cat/7.png" in err and "data.on_error=skip" in err
+    assert "Traceback" not in err
+
+
+def test_an_unreadable_picture_can_be_skipped_and_is_counted(
+    folder_with_a_broken_picture, run, tmp_path
+):
+    settings = {"data.name": "folder", "data.dir": folder_with_a_broken_picture}
+    code, _, err = run(tmp_path, **settings, **{"data.on_error": "skip", "eval.policies": "keep"})
+    assert code == 0, err
+    # 8 steps of 16 of the 20 pictures: each comes six or seven times.
+    assert re.search(r"[67] unreadable pictures passed over so far", err)
+    assert "cat/7.png" in err
+
+
+def test_a_newest_checkpoint_that_is_damaged_is_passed_over(finished, run, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "damaged")
+    (workdir / "results.json").unlink()
+    files = [path for path in (workdir / "checkpoints" / str(STEPS)).rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-100])
+    code, out, err = run(workdir)
+    assert code == 0, err
+    assert f"Checkpoint {STEPS} is damaged" in err and "from the checkpoint of step 6" in out
+    assert losses(workdir) == losses(finished[0])
+    assert accuracies(workdir) == accuracies(finished[0])
 
 
 def test_evaluation_does_not_depend_on_the_batch_size(finished, run, tmp_path):

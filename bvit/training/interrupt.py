@@ -3,11 +3,13 @@
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from types import FrameType
 
 # What a shell reports for a process ended by the signal: 128 + its number.
 EXIT_OFFSET = 128
+RETRY_SECONDS = 0.1
 
 
 class Interrupted(BaseException):
@@ -38,17 +40,21 @@ class SignalWatch:
         self.received = 0
         self._held = False
         self._previous: dict[int, object] = {}
+        self._hook = sys.unraisablehook
 
     def __enter__(self) -> "SignalWatch":
         """Starts watching."""
         for signum in (signal.SIGINT, signal.SIGTERM):
             self._previous[signum] = signal.signal(signum, self._note)
+        self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._retry)
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._swallowed
         return self
 
     def __exit__(self, *exc: object) -> None:
         """Gives the signals back to whoever had them."""
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
+        sys.unraisablehook = self._hook
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -85,3 +91,14 @@ class SignalWatch:
         self.received = signum
         if not self._held:
             raise Interrupted(signum)
+
+    def _swallowed(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        """Raises again, a moment later, what was raised where nothing can be, as in a finalizer."""
+        if isinstance(unraisable.exc_value, Interrupted):
+            signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)
+        else:
+            self._hook(unraisable)
+
+    def _retry(self, signum: int, frame: FrameType | None) -> None:
+        if not self._held:
+            self._raise_noted()

@@ -1,9 +1,12 @@
+import contextlib
+import resource
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bvit.training.checkpoint import CheckpointError, Checkpoints
+from bvit.training.checkpoint import CheckpointError, Checkpoints, CheckpointWriteError
 from bvit.training.sharding import make_mesh, replicated
 
 
@@ -99,3 +102,45 @@ def test_a_checkpoint_of_another_model_is_an_error(saved):
         restore(saved, abstract(make_state(0, width=5)))
     with pytest.raises(CheckpointError, match="another model"):
         restore(saved, abstract({"params": {"other": jnp.zeros(3)}}))
+
+
+@pytest.fixture
+def full_disk():
+    """While active, no file can grow beyond 4 kB: writing fails as on a full disk."""
+
+    @contextlib.contextmanager
+    def full():
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return full
+
+
+def test_a_full_disk_is_told_and_the_checkpoints_before_are_kept(saved, full_disk):
+    checkpoints = Checkpoints(saved, keep=3)
+    with (
+        full_disk(),
+        pytest.raises(CheckpointWriteError, match="step 4 could not.*room"),
+    ):
+        checkpoints.save(4, make_state(4))
+        checkpoints.wait()
+    checkpoints.close()
+    step, state = restore(saved)
+    assert step == 3
+    np.testing.assert_array_equal(state["params"]["kernel"], make_state(3)["params"]["kernel"])
+
+
+def test_after_room_was_made_the_step_is_saved(saved, full_disk):
+    checkpoints = Checkpoints(saved, keep=3)
+    with full_disk(), pytest.raises(CheckpointWriteError):
+        checkpoints.save(4, make_state(4))
+        checkpoints.wait()
+    checkpoints.close()
+    again = Checkpoints(saved, keep=3)
+    again.save(4, make_state(4))
+    again.close()
+    assert restore(saved)[0] == 4
