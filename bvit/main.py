@@ -35,11 +35,10 @@ EXIT_FAILED = 1
 
 def main(argv: Sequence[str]) -> None:
     """Runs the experiment that the flags name."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; settings are --config.key=value.")
-    if CONFIG.value is None:
-        raise app.UsageError("which experiment? e.g. --config=configs/vit_mask.py")
     logging.set_verbosity(logging.WARNING)
+    if len(argv) > 1:
+        _exit(f"unexpected argument {argv[1]!r}; settings are --config.key=value.", EXIT_BAD_INPUT)
+    _check_config_file()
     try:
         with SignalWatch() as signals:
             _main(signals)
@@ -61,6 +60,15 @@ def _main(signals: SignalWatch) -> None:
         _told_alone(CheckpointWriteError, DataWorkerError, UnreadableImageError, OSError),
     ):
         train_and_evaluate(experiment, run, signals)
+
+
+def _check_config_file() -> None:
+    flag = flags.FLAGS["config"]
+    if not flag.present:
+        _exit("which experiment? e.g. --config=configs/vit_mask.py", EXIT_BAD_INPUT)
+    path = config_flags.get_config_filename(flag).partition(":")[0]
+    if not Path(path).is_file():
+        _exit(f"--config must be a file: there is no {path}; see configs/.", EXIT_BAD_INPUT)
 
 
 @contextlib.contextmanager
@@ -98,7 +106,9 @@ def parse(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        _exit(str(error), EXIT_BAD_INPUT)
+        # An error in a config file comes with its traceback, of which the last line says it.
+        last = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
+        _exit(last, EXIT_BAD_INPUT)
     except (KeyError, AttributeError, ValueError) as error:
         _exit(str(error.args[0]).replace("\n", "; "), EXIT_BAD_INPUT)
 
