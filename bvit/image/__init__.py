@@ -20,7 +20,10 @@ from bvit.image.camera import (
 from bvit.image.convolve import convolve
 from bvit.image.focus import mask_patches, patch_laplacian_variance, patch_mask
 from bvit.image.glass import glass_blur, random_glass_blur
+from bvit.image.noise import sensor_noise
 from bvit.image.pixels import check_image, grayscale, normalize, to_float
+from bvit.image.region import region_mask
+from bvit.image.variable import random_variable_gaussian_blur, variable_gaussian_blur
 from bvit.image.zoom import random_zoom_blur, zoom_blur
 
 __all__ = [
@@ -46,8 +49,12 @@ __all__ = [
     "random_glass_blur",
     "random_motion_blur",
     "random_shake_blur",
+    "random_variable_gaussian_blur",
     "random_zoom_blur",
     "region_blur",
+    "region_mask",
+    "sensor_noise",
     "to_float",
+    "variable_gaussian_blur",
     "zoom_blur",
 ]

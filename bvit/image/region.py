@@ -1,9 +1,16 @@
 """Random regions of an image: a few smooth shapes, as things that lie out of focus have."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, ArrayLike, Bool, Float, Key
+
+from bvit.image.batching import image_keys
+from bvit.image.checks import check_range
+from bvit.image.draws import split_each, uniform_each
 
 # A region's outline follows smooth noise drawn on this many points along each side: a handful of
 # blobs an image, about the size of the objects in a photograph.
@@ -14,12 +21,53 @@ REGION_NOISE_POINTS = 6
 AREA_BISECTIONS = 20
 
 
+def region_mask(
+    key: Key[Array, "*b"],
+    image: Float[ArrayLike, "*b h w c"],
+    *,
+    area_range: tuple[float, float] = (0.3, 0.7),
+) -> Bool[Array, "*b h w"]:
+    """A random region of each image, as `region_blur` blurs: with it, any blur can be local.
+
+    For example `jnp.where(region_mask(key, image)[..., None], motion_blur(image, 9.0), image)`.
+
+    Args:
+      key: one PRNG key, or one for each image, as in `random_gaussian_blur`.
+      image: grey or RGB in [0, 1], any leading batch axes; only its shape counts.
+      area_range: smallest and largest share of an image that is covered, in [0, 1]; one draw each.
+
+    Returns:
+      [*b, h, w], True within the region.
+
+    Raises:
+      ValueError: not an image; an area range outside [0, 1] or reversed; keys that are neither one
+        nor one for each image.
+    """
+    check_range("area_range", area_range, highest=1.0)
+    region_keys, keys = split_each(image_keys(key, np.shape(image)[:-3]))
+    (area,) = uniform_each(keys, image, {"area_range": area_range}, 1.0)
+    return _regions(region_keys, area, shape=np.shape(image)[-3:-1])
+
+
+@partial(jax.jit, static_argnames="shape")
+def _regions(keys, area, *, shape):
+    region = partial(smooth_region, shape=shape)
+    for _ in keys.shape:
+        region = jax.vmap(region)
+    return region(keys, area)
+
+
+def smooth_noise(key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "h w"]:
+    """Noise of a handful of blobs, for one image of that shape."""
+    noise = jax.random.normal(key, (REGION_NOISE_POINTS, REGION_NOISE_POINTS), jnp.float32)
+    return jax.image.resize(noise, shape, method="cubic")
+
+
 def smooth_region(
     key: Key[Array, ""], area: Float[Array, ""], shape: tuple[int, int]
 ) -> Bool[Array, "h w"]:
     """True where smooth noise is highest, over `area` (a share) of one image of that shape."""
-    noise = jax.random.normal(key, (REGION_NOISE_POINTS, REGION_NOISE_POINTS), jnp.float32)
-    noise = jax.image.resize(noise, shape, method="cubic")
+    noise = smooth_noise(key, shape)
     wanted = jnp.round(area * noise.size).astype(jnp.int32)
 
     # Bisection, since sorting every pixel takes ten times as long as blurring them.
