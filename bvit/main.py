@@ -110,7 +110,8 @@ def parse(argv: Sequence[str]) -> list[str]:
         last = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
         _exit(last, EXIT_BAD_INPUT)
     except (KeyError, AttributeError, ValueError) as error:
-        _exit(str(error.args[0]).replace("\n", "; "), EXIT_BAD_INPUT)
+        reason = str(error.args[0]).replace("\n", "; ")
+        _exit(f"the settings can't be read: {reason}", EXIT_BAD_INPUT)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,10 @@ class Checkpoints:
                     raise
                 except Exception as error:  # orbax raises many kinds for files it can't read
                     damage = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-            logging.warning("Checkpoint %d is damaged (%s); trying the one before.", step, damage)
+            if distributed.is_main():
+                logging.warning(
+                    "Checkpoint %d is damaged (%s); trying the one before.", step, damage
+                )
         if steps:
             raise CheckpointError(
                 f"every checkpoint in {self._folder} is damaged (steps {steps}); "
@@ -149,14 +152,23 @@ class Checkpoints:
         return self._folder / f"{step}.seal"
 
     def _damage(self, step: int) -> str | None:
-        """What is wrong with a checkpoint's files; None if they are as they were written."""
+        """What is wrong with a checkpoint's files, by the first process; None if nothing is."""
+        try:
+            with distributed.together():
+                if distributed.is_main():
+                    self._check_seal(step)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def _check_seal(self, step: int) -> None:
+        """Raises a ValueError if a checkpoint's files are not as they were written."""
         if not self._seal(step).exists():
-            return None  # the run ended between the checkpoint and its seal; orbax checks it
+            return  # the run ended between the checkpoint and its seal; orbax checks it
         want, have = json.loads(self._seal(step).read_text()), _checksums(self._folder / str(step))
         changed = [name for name in want if have.get(name) != want[name]]
-        return (
-            f"{len(changed)} of {len(want)} files changed, e.g. {changed[0]}" if changed else None
-        )
+        if changed:
+            raise ValueError(f"{len(changed)} of {len(want)} files changed, e.g. {changed[0]}")
 
     def _check_same_model(self, step: int, like: PyTree) -> None:
         saved = _shapes(self._manager.item_metadata(step))

@@ -9,6 +9,7 @@ from absl import logging
 from jaxtyping import Array
 from tqdm import tqdm
 
+from bvit.training import distributed
 from bvit.training.feed import Feed
 from bvit.training.metrics import MetricsWriter
 
@@ -51,7 +52,7 @@ class Meter:
             initial=start_step,
             desc="training",
             unit="step",
-            disable=jax.process_index() != 0,
+            disable=not distributed.is_main(),
             dynamic_ncols=True,
         )
         self.restart_clock()
@@ -111,7 +112,8 @@ class Meter:
                 "not both finite. The last checkpoint is from before it; lower "
                 "optimizer.learning_rate, or set train.skip_nonfinite to skip such updates."
             )
-        logging.warning("Skipped step %d: loss %s is not finite.", step, values["loss"])
+        if distributed.is_main():
+            logging.warning("Skipped step %d: loss %s is not finite.", step, values["loss"])
 
     def close(self) -> None:
         """Ends the bar's line."""
