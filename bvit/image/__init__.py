@@ -23,6 +23,7 @@ from bvit.image.glass import glass_blur, random_glass_blur
 from bvit.image.noise import sensor_noise
 from bvit.image.pixels import check_image, grayscale, normalize, to_float
 from bvit.image.region import region_mask
+from bvit.image.sigma import estimate_sigma
 from bvit.image.variable import random_variable_gaussian_blur, variable_gaussian_blur
 from bvit.image.zoom import random_zoom_blur, zoom_blur
 
@@ -34,6 +35,7 @@ __all__ = [
     "corruptions",
     "deblur",
     "defocus_blur",
+    "estimate_sigma",
     "gaussian_blur",
     "glass_blur",
     "grayscale",
