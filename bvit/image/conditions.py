@@ -2,23 +2,47 @@
 
 Training and evaluation read the same table, so that “blur” means one thing. A mixture such as
 "sharp+blur" draws one of its parts for each image with equal chance; "mix" is the paper's name for
-that one. "gaussian:2.5" blurs every image with that σ.
+that one. Some names take an argument: "gaussian:2.5" blurs every image with that σ,
+"imagenet_c:defocus_blur:3" is ImageNet-C's blur of that severity, "region:motion" does the motion
+in a random region of each image, and "noisy:motion" adds a sensor's noise afterwards.
 """
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from bvit.image.blur import gaussian_blur, random_gaussian_blur, region_blur
+from bvit.image.camera import (
+    random_anisotropic_gaussian_blur,
+    random_box_blur,
+    random_defocus_blur,
+    random_motion_blur,
+    random_shake_blur,
+)
+from bvit.image.corruptions import ALEXNET_ERROR, SEVERITIES, check_corruption, corrupt
+from bvit.image.draws import split_each
+from bvit.image.glass import random_glass_blur
+from bvit.image.noise import sensor_noise
+from bvit.image.region import region_mask
+from bvit.image.variable import random_variable_gaussian_blur
+from bvit.image.zoom import random_zoom_blur
 
 Pixels = Float[Array, "n h w c"]
 
 # The paper's section 4.1: a 19×19 kernel, σ drawn from U(1, 2) for each image.
 PAPER_SIGMA_RANGE = (1.0, 2.0)
 PAPER_KERNEL_SIZE = 19
+
+Condition = Callable[[Array, Pixels], Pixels]
+
+# The conditions over which ImageNet-C's benchmark of blurs takes its means.
+IMAGENET_C = tuple(
+    f"imagenet_c:{name}:{severity}" for name in ALEXNET_ERROR for severity in SEVERITIES
+)
 
 
 def _sharp(keys: Array, image: Pixels) -> Pixels:
@@ -32,47 +56,96 @@ def _blur(keys: Array, image: Pixels) -> Pixels:
     )
 
 
-def _gaussian(sigma: float) -> Callable[[Array, Pixels], Pixels]:
+def _gaussian(sigma: str) -> Condition:
+    try:
+        value = float(sigma)
+    except ValueError:
+        value = -1.0
+    if not value >= 0:
+        raise ValueError(f"gaussian takes a sigma of 0 or more, as gaussian:2.5: got {sigma!r}.")
+
     def blur(keys: Array, image: Pixels) -> Pixels:
         del keys
-        return gaussian_blur(image, sigma, kernel_size=PAPER_KERNEL_SIZE)
+        return gaussian_blur(image, value, kernel_size=PAPER_KERNEL_SIZE)
 
     return blur
 
 
-CONDITIONS: dict[str, Callable[[Array, Pixels], Pixels]] = {
+def _imagenet_c(blur_and_severity: str) -> Condition:
+    name, _, severity = blur_and_severity.partition(":")
+    try:
+        check_corruption(name, int(severity) if severity.isdecimal() else severity)
+    except ValueError as error:
+        raise ValueError(f"imagenet_c is used as imagenet_c:defocus_blur:3; {error}") from None
+    return partial(corrupt, name=name, severity=int(severity))
+
+
+def _region(inside: str) -> Condition:
+    change = _part(inside)
+
+    def blur(keys: Array, image: Pixels) -> Pixels:
+        region_keys, keys = split_each(keys)
+        mask = region_mask(region_keys, image)
+        return jnp.where(mask[..., None], change(keys, image), image)
+
+    return blur
+
+
+def _noisy(before: str) -> Condition:
+    change = _part(before)
+
+    def expose(keys: Array, image: Pixels) -> Pixels:
+        noise_keys, keys = split_each(keys)
+        return sensor_noise(noise_keys, change(keys, image))
+
+    return expose
+
+
+CONDITIONS: dict[str, Condition] = {
     "sharp": _sharp,
     "blur": _blur,
     "region": region_blur,
+    "motion": random_motion_blur,
+    "shake": random_shake_blur,
+    "defocus": random_defocus_blur,
+    "zoom": random_zoom_blur,
+    "glass": random_glass_blur,
+    "box": random_box_blur,
+    "anisotropic": random_anisotropic_gaussian_blur,
+    "depth": random_variable_gaussian_blur,
 }
 MIXTURES = {"mix": "sharp+blur"}
+# What stands before a colon, and makes a condition of what stands after it.
+WITH_ARGUMENT: dict[str, Callable[[str], Condition]] = {
+    "gaussian": _gaussian,
+    "imagenet_c": _imagenet_c,
+    "region": _region,
+    "noisy": _noisy,
+}
 
 
-def parts(name: str) -> tuple[Callable[[Array, Pixels], Pixels], ...]:
+def parts(name: str) -> tuple[Condition, ...]:
     """The functions (keys, image) → image that a condition is a mixture of, mostly one.
 
     Raises:
       ValueError: for an unknown name; it suggests the nearest.
     """
-    return tuple(_part(part, name) for part in MIXTURES.get(name, name).split("+"))
+    return tuple(_part(part) for part in MIXTURES.get(name, name).split("+"))
 
 
-def _part(part: str, whole: str) -> Callable[[Array, Pixels], Pixels]:
-    kind, colon, sigma = part.partition(":")
-    if kind == "gaussian" and colon:
-        try:
-            value = float(sigma)
-        except ValueError:
-            value = -1.0
-        if value < 0:
-            raise ValueError(f"gaussian takes a sigma of 0 or more, as gaussian:2.5: got {part!r}.")
-        return _gaussian(value)
+def _part(part: str) -> Condition:
     if part in CONDITIONS:
         return CONDITIONS[part]
-    known = [*CONDITIONS, *MIXTURES, "gaussian:SIGMA"]
-    near = difflib.get_close_matches(part, known, n=1)
+    kind, colon, argument = part.partition(":")
+    if colon and kind in WITH_ARGUMENT:
+        return WITH_ARGUMENT[kind](argument)
+    known = [*CONDITIONS, *MIXTURES]
+    arguments = ["gaussian:SIGMA", "imagenet_c:BLUR:SEVERITY", "region:NAME", "noisy:NAME"]
+    near = difflib.get_close_matches(part, known + arguments, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "join several with '+'."
-    raise ValueError(f"condition must be one of {', '.join(known)}: got {whole!r}; {hint}")
+    raise ValueError(
+        f"condition must be one of {', '.join(known + arguments)}: got {part!r}; {hint}"
+    )
 
 
 def indexed_keys(key: Array, index: Int[Array, " n"]) -> Array:
@@ -84,7 +157,8 @@ def apply_condition(name: str, keys: Array, image: Pixels) -> Pixels:
     """Applies a named condition to a batch.
 
     Args:
-      name: a key of `CONDITIONS` or `MIXTURES`, "gaussian:SIGMA", or several joined by "+". Static.
+      name: a key of `CONDITIONS` or `MIXTURES`, one of `WITH_ARGUMENT` with its argument, or
+        several joined by "+". Static.
       keys: one PRNG key for each image, [n]; what happens to an image depends on its key alone.
       image: pixels in [0, 1].
 

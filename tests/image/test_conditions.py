@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from bvit.image.blur import gaussian_blur
-from bvit.image.conditions import apply_condition, indexed_keys, parts
+from bvit.image.conditions import (
+    CONDITIONS,
+    IMAGENET_C,
+    apply_condition,
+    indexed_keys,
+    parts,
+)
+from bvit.image.corruptions import corrupt
 
 COUNT = 60
 
@@ -24,7 +31,9 @@ def test_sharp_changes_nothing(pictures):
     np.testing.assert_array_equal(apply_condition("sharp", keys, image), image)
 
 
-@pytest.mark.parametrize("name", ["blur", "region", "gaussian:2.5"])
+@pytest.mark.parametrize(
+    "name", [*(n for n in CONDITIONS if n != "sharp"), "gaussian:2.5", "noisy:region:box"]
+)
 def test_blurs_change_every_picture(pictures, name):
     keys, image = pictures
     assert changed(apply_condition(name, keys, image), image).all()
@@ -35,6 +44,29 @@ def test_gaussian_has_the_given_sigma(pictures):
     blurred = apply_condition("gaussian:1.5", keys, image)
     np.testing.assert_array_equal(blurred, gaussian_blur(image, 1.5))
     np.testing.assert_array_equal(apply_condition("gaussian:0", keys, image), image)
+
+
+def test_imagenet_c_is_named_by_blur_and_severity(pictures):
+    keys, image = pictures
+    blurred = apply_condition("imagenet_c:zoom_blur:2", keys, image)
+    np.testing.assert_array_equal(blurred, corrupt(keys, image, name="zoom_blur", severity=2))
+    assert len(set(IMAGENET_C)) == 20
+    assert all(len(parts(name)) == 1 for name in IMAGENET_C)
+
+
+def test_region_leaves_the_rest_as_it_is(pictures):
+    keys, image = pictures
+    same = np.asarray(apply_condition("region:box", keys, image) == image).all(-1).mean((1, 2))
+    assert 0.25 < same.min() < same.max() < 0.75
+
+
+def test_noisy_is_rounded_to_8_bits_and_differs_between_images(pictures):
+    keys, image = pictures
+    grey = jnp.full_like(image, 0.5)
+    noise = np.asarray(apply_condition("noisy:sharp", keys, grey)) * 255
+    np.testing.assert_allclose(noise, np.round(noise), atol=1e-4)
+    assert 2 < noise.std() < 6
+    assert changed(noise[1:], noise[:-1]).all()
 
 
 def test_mix_blurs_about_half_and_is_another_name_for_sharp_and_blur(pictures):
@@ -59,6 +91,10 @@ def test_what_happens_to_an_image_depends_on_its_key_alone(pictures):
         ("gaussian:wide", "gaussian:2.5"),
         ("gaussian:-1", "0 or more"),
         ("", "must be one of"),
+        ("noisy:moton", "did you mean 'motion'"),
+        ("imagenet_c:fog:1", "imagenet_c:defocus_blur:3; name must be one of"),
+        ("imagenet_c:zoom_blur:6", "severity must be 1, 2, 3, 4 or 5"),
+        ("imagenet_c:zoom_blur", "severity must be 1, 2, 3, 4 or 5"),
     ],
 )
 def test_unknown_conditions_are_told(name, message):
