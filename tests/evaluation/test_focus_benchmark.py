@@ -14,8 +14,7 @@ def parts():
     image = load([], 3)[:, 40:136, 40:152]
     return [
         score_patches(image, blur=blur, sigma=3.0, noise=noise, patch_size=16, seed=0)
-        for blur in ("region", "depth")
-        for noise in (0.0, 5.0)
+        for blur, noise in (("region", 0.0), ("region", 5.0), ("depth", 0.0))
     ]
 
 

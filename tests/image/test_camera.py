@@ -54,10 +54,10 @@ def box_kernel(width):
 
 
 KERNELS = {
-    "motion": lambda s, a: motion_kernel(s, a, 60, kernel_size=SIZE),
+    "motion": jax.jit(lambda s, a: motion_kernel(s, a, 60, kernel_size=SIZE)),
     "defocus": lambda s, a: disk_kernel(s, kernel_size=SIZE),
     "box": lambda s, a: box_kernel(s),
-    "anisotropic": lambda s, a: gaussian_kernel(s, s / 3, a, kernel_size=SIZE),
+    "anisotropic": jax.jit(lambda s, a: gaussian_kernel(s, s / 3, a, kernel_size=SIZE)),
 }
 
 
@@ -92,13 +92,14 @@ class TestBlurs:
 
     def test_keeps_bfloat16_and_has_finite_gradients(self, name):
         image = jnp.asarray(PHOTOS, jnp.bfloat16)
-        assert BLURS[name](image, STRENGTHS, ANGLES).dtype == jnp.bfloat16
+        assert jax.eval_shape(BLURS[name], image, STRENGTHS, ANGLES).dtype == jnp.bfloat16
 
         def energy(x, strength):
             return (BLURS[name](x, strength, ANGLES) ** 2).sum()
 
         strength = jnp.array([0.0, 1e-6, 4.3])
-        by_image, by_strength = jax.grad(energy, (0, 1))(jnp.asarray(PHOTOS), strength)
+        gradient = jax.jit(jax.grad(energy, (0, 1)))
+        by_image, by_strength = gradient(jnp.asarray(PHOTOS), strength)
         assert jnp.isfinite(by_image).all()
         assert jnp.isfinite(by_strength).all()
         assert by_strength[2] < 0
@@ -148,8 +149,8 @@ class TestRandomForms:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(3))
         whole = RANDOM_BLURS[name](key, PHOTOS)
         assert np.abs(whole - PHOTOS).max(axis=(1, 2, 3)).min() > 0.01
-        vmapped = jax.vmap(RANDOM_BLURS[name])(keys, PHOTOS)
-        np.testing.assert_allclose(vmapped, whole, atol=1e-6)
+        keyed = RANDOM_BLURS[name](keys, PHOTOS)
+        np.testing.assert_allclose(keyed, whole, atol=1e-6)
         same = np.asarray(RANDOM_BLURS[name](key, PHOTOS[[0, 0, 0]]))
         assert np.abs(same[0] - same[1]).max() > 1e-3
 
@@ -170,6 +171,13 @@ class TestRandomForms:
                 RANDOM_BLURS[name](jax.random.key(0), PHOTOS, **{strength: bounds})
         with pytest.raises(ValueError, match="probability must be within"):
             RANDOM_BLURS[name](jax.random.key(0), PHOTOS, probability=1.5)
+
+
+def test_random_forms_under_vmap_and_jit():
+    keys = jax.random.split(jax.random.key(6), 3)
+    eager = RANDOM_BLURS["shake"](keys, PHOTOS)
+    vmapped = jax.jit(jax.vmap(RANDOM_BLURS["shake"]))(keys, PHOTOS)
+    np.testing.assert_allclose(vmapped, eager, atol=1e-6)
 
 
 def test_blurs_as_often_as_asked():

@@ -1,6 +1,7 @@
 """ImageNet-C's blurs against OpenCV, SciPy, scikit-image and loops, with the published numbers."""
 
 import math
+from functools import partial
 
 import cv2
 import jax
@@ -38,8 +39,8 @@ def defocus(image, radius, alias):
 
 
 def glass(image, sigma, max_shift, rounds):
-    first = jnp.asarray(gaussian(image, sigma))
-    return gaussian(np.asarray(move_pixels(KEY, first, max_shift=max_shift, rounds=rounds)), sigma)
+    move = jax.jit(partial(move_pixels, max_shift=max_shift, rounds=rounds))
+    return gaussian(np.asarray(move(KEY, gaussian(image, sigma))), sigma)
 
 
 def motion(image, radius, sigma):
@@ -71,7 +72,7 @@ ORACLES = dict(zip(PUBLISHED, [defocus, glass, motion, zoom, gaussian], strict=T
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("severity", [1, 3, 5])
+@pytest.mark.parametrize("severity", [2, 5])
 def test_is_the_published_blur(name, severity):
     expected = ORACLES[name](PHOTO, *PUBLISHED[name][severity - 1])
     result = corrupt(KEY, PHOTO, name=name, severity=severity)
@@ -87,11 +88,18 @@ def test_batches_bfloat16_constants_and_gradients(name):
     image = np.stack([PHOTO, PHOTO.transpose(1, 0, 2)])
     keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(2))
     whole = blur(KEY, image)
-    np.testing.assert_allclose(jax.vmap(blur)(keys, image), whole, atol=1e-6)
+    np.testing.assert_allclose(blur(keys, image), whole, atol=1e-6)
     np.testing.assert_allclose(blur(KEY, np.full_like(image, 0.4)), 0.4, atol=1e-6)
     assert jax.eval_shape(blur, KEY, jnp.asarray(image, jnp.bfloat16)).dtype == jnp.bfloat16
     gradient = jax.jit(jax.grad(lambda x: blur(KEY, x).sum()))
     assert jnp.isfinite(gradient(jnp.asarray(image))).all()
+
+
+def test_under_vmap_and_jit():
+    blur = partial(corrupt, name="motion_blur", severity=1)
+    keys, image = jax.random.split(KEY, 2), np.stack([PHOTO, PHOTO[::-1]])
+    vmapped = jax.jit(jax.vmap(blur))(keys, image)
+    np.testing.assert_allclose(vmapped, blur(keys, image), atol=1e-6)
 
 
 def test_the_corruption_error_is_relative_to_alexnets():

@@ -97,7 +97,8 @@ class TestBoth:
         np.testing.assert_allclose(METHODS[name](BLURRED, point, **options), BLURRED, atol=1e-5)
 
     def test_keeps_bfloat16_and_has_finite_gradients(self, name):
-        assert METHODS[name](jnp.asarray(BLURRED, jnp.bfloat16), KERNELS).dtype == jnp.bfloat16
+        image = jnp.asarray(BLURRED, jnp.bfloat16)
+        assert jax.eval_shape(METHODS[name], image, KERNELS).dtype == jnp.bfloat16
         gradient = jax.jit(jax.grad(lambda x, k: METHODS[name](x, k).sum(), (0, 1)))
         for image in (BLURRED, np.zeros_like(BLURRED)):
             for part in gradient(image, KERNELS):

@@ -1,5 +1,7 @@
 """Kernels against loops in float64."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +10,15 @@ import pytest
 from bvit.image.kernels import disk_kernel, gaussian_kernel, motion_kernel, shake_kernel
 
 SIZE = 15
+gaussian, disk, motion, shake = (
+    jax.jit(partial(build, kernel_size=SIZE))
+    for build in (gaussian_kernel, disk_kernel, motion_kernel, shake_kernel)
+)
 BUILDERS = {
-    "gaussian": lambda strength: gaussian_kernel(strength, 0.5 * strength, 30, kernel_size=SIZE),
-    "disk": lambda strength: disk_kernel(strength, kernel_size=SIZE),
-    "motion": lambda strength: motion_kernel(strength, 30, 45, kernel_size=SIZE),
-    "shake": lambda strength: shake_kernel(jax.random.key(3), strength, kernel_size=SIZE),
+    "gaussian": lambda strength: gaussian(strength, 0.5 * strength, 30.0),
+    "disk": disk,
+    "motion": lambda strength: motion(strength, 30.0, 45.0),
+    "shake": lambda strength: shake(jax.random.key(3), strength),
 }
 
 
@@ -56,13 +62,13 @@ def looped_motion(length, angle, bend):
 
 @pytest.mark.parametrize("parameters", [(2.0, 2.0, 0.0), (3.0, 0.7, 25.0), (1.0, 2.0, -60.0)])
 def test_gaussian(parameters):
-    kernel = gaussian_kernel(*parameters, kernel_size=SIZE)
+    kernel = gaussian(*parameters)
     np.testing.assert_allclose(kernel, looped_gaussian(*parameters), atol=1e-6)
 
 
 @pytest.mark.parametrize("radius", [0.3, 1.0, 2.5, 7.0])
 def test_disk(radius):
-    kernel = disk_kernel(radius, kernel_size=SIZE)
+    kernel = disk(radius)
     np.testing.assert_allclose(kernel, looped_disk(radius), atol=1e-6)
 
 
@@ -70,22 +76,22 @@ def test_disk(radius):
     "parameters", [(6.0, 0.0, 0.0), (9.0, 30.0, 0.0), (12.0, -70.0, 90.0), (10.0, 45.0, 200.0)]
 )
 def test_motion(parameters):
-    kernel = motion_kernel(*parameters, kernel_size=SIZE)
+    kernel = motion(*parameters)
     np.testing.assert_allclose(kernel, looped_motion(*parameters), atol=5e-4)
 
 
 def test_a_horizontal_path_is_a_row_and_a_vertical_one_a_column():
-    horizontal = np.asarray(motion_kernel(8.0, 0.0, kernel_size=SIZE))
+    horizontal = np.asarray(motion(8.0, 0.0, 0.0))
     assert horizontal[SIZE // 2].sum() == pytest.approx(1)
-    vertical = motion_kernel(8.0, 90.0, kernel_size=SIZE)
+    vertical = motion(8.0, 90.0, 0.0)
     np.testing.assert_allclose(vertical, horizontal.T, atol=1e-5)
-    rising = np.asarray(motion_kernel(8.0, 45.0, kernel_size=SIZE))
+    rising = np.asarray(motion(8.0, 45.0, 0.0))
     assert rising[SIZE // 2 - 2, SIZE // 2 + 2] > 0.05 > rising[SIZE // 2 + 2, SIZE // 2 + 2]
 
 
 def test_shakes_are_as_long_as_asked_and_differ():
     keys = jax.random.split(jax.random.key(0), 50)
-    kernels = np.asarray(shake_kernel(keys, 12.0, kernel_size=SIZE))
+    kernels = np.asarray(shake(keys, 12.0))
     extent = [np.ptp(np.argwhere(k > 1e-6), axis=0).max() for k in kernels]
     assert max(extent) <= 12 + 2  # a point is spread over two pixels
     assert min(extent) < 8 < np.mean(extent)  # some turn back

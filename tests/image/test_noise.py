@@ -47,7 +47,7 @@ def test_bfloat16_and_finite_gradients():
     image = jnp.asarray(FLAT, jnp.bfloat16)
     assert sensor_noise(KEY, image).dtype == jnp.bfloat16
     noise = partial(sensor_noise, KEY, bits=None)
-    gradient = jax.grad(lambda x, r, s: noise(x, read=r, shot=s).sum(), (0, 1, 2))
+    gradient = jax.jit(jax.grad(lambda x, r, s: noise(x, read=r, shot=s).sum(), (0, 1, 2)))
     for part in gradient(jnp.asarray(FLAT), 0.0, 0.1):
         assert jnp.isfinite(part).all()
 

@@ -114,7 +114,8 @@ def test_eager_jit_vmap_and_finite_gradients(patch_size):
 
 
 def test_bfloat16_gives_float32():
-    assert estimate_sigma(jnp.asarray(SMALL, jnp.bfloat16)).dtype == jnp.float32
+    image = jnp.asarray(SMALL, jnp.bfloat16)
+    assert jax.eval_shape(estimate_sigma, image).dtype == jnp.float32
 
 
 def test_refuses():
