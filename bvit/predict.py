@@ -2,8 +2,9 @@
 
 PICTURES are files, folders, patterns such as 'shots/**/*.jpg', and - for a list of them on stdin.
 The middle of each picture is seen, at the size that the run was trained with. A line names the
-class, how sure the model is, the share of the patches that are blurry (at that size), and the patch
-tokens that were computed. Pictures that can't be read are listed at the end, with exit code 1.
+class, how sure the model is, how blurred the picture is (the estimated sigma in pixels at that
+size, and the share of the patches that count as blurry), and the patch tokens that were computed.
+Pictures that can't be read are listed at the end, with exit code 1.
 """
 
 import argparse
@@ -167,7 +168,7 @@ def make_rows(
                 "label": top[0][0],
                 "confidence": top[0][1],
                 "blurry_patches": round(float(found.blurry[i]), 4),
-                "laplacian_variance": round(float(found.laplacian[i]), 1),
+                "sigma": round(float(found.sigma[i]), 2),
                 "tokens": round(float(found.tokens[i]), 1),
                 "policy": found.policy[i].label,
                 "top5": top,
@@ -181,7 +182,7 @@ class Table:
 
     def __init__(self) -> None:
         """Starts with the names of the columns."""
-        self._lines = [["file", "label", "confidence", "blurry", "tokens", "then"]]
+        self._lines = [["file", "label", "confidence", "sigma", "blurry", "tokens", "then"]]
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         """Remembers rows."""
@@ -191,6 +192,7 @@ class Table:
                     row["file"],
                     row["label"],
                     f"{row['confidence']:.1%}",
+                    f"{row['sigma']:.1f}",
                     f"{row['blurry_patches']:.0%}",
                     f"{row['tokens']:g}",
                     ", ".join(f"{label} {share:.0%}" for label, share in row["top5"][1:]),

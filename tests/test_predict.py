@@ -16,6 +16,7 @@ from bvit.data.decode import center_crop
 from bvit.evaluation import predictor
 from bvit.image.focus import patch_laplacian_variance
 from bvit.image.pixels import normalize, to_float
+from bvit.image.sigma import estimate_sigma
 from bvit.models import tokens
 from bvit.models.inputs import Policy
 
@@ -94,13 +95,14 @@ def test_every_readable_picture_gets_the_probabilities_of_the_model(command, pic
     assert "2 could not be read" in err and "broken.jpg" in err and "cut.png" in err
 
 
-def test_blur_is_told_as_the_share_of_blurry_patches(command, pictures):
+def test_blur_is_told_as_a_sigma_and_the_share_of_blurry_patches(command, pictures):
     _, out, _ = command("--format=jsonl", "--policy=keep", pictures / "0.png")
     (row,) = read_rows(out)
-    variance = patch_laplacian_variance(to_float(seen(pictures / "0.png")), patch_size=8)
+    image = to_float(seen(pictures / "0.png"))
+    variance = patch_laplacian_variance(image, patch_size=8)
     assert 0 < row["blurry_patches"] < 1
     assert row["blurry_patches"] == pytest.approx(float(np.mean(variance < 100)), abs=1e-4)
-    assert row["laplacian_variance"] == pytest.approx(float(np.median(variance)), rel=1e-3)
+    assert row["sigma"] == pytest.approx(float(estimate_sigma(image)), abs=0.01)
     assert row["tokens"] == 16
 
 

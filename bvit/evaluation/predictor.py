@@ -15,6 +15,7 @@ from bvit.evaluation.evaluate import make_classify
 from bvit.image.conditions import indexed_keys
 from bvit.image.focus import patch_laplacian_variance
 from bvit.image.pixels import to_float
+from bvit.image.sigma import estimate_sigma
 from bvit.models import adaptive_apply, pyramid
 from bvit.models.inputs import BETWEEN_LAYERS, Policy, shown_levels
 from bvit.models.tokens import MERGE_LEVELS
@@ -37,14 +38,14 @@ class Predictions:
     Attributes:
       probability: of each class, [n, num_classes].
       blurry: the share of patches whose variance of the Laplacian is under the threshold, [n].
-      laplacian: the median over the patches of that variance (0 to 255 scale), [n].
+      sigma: of the Gaussian blur that each picture has, estimated, in pixels of the crop, [n].
       tokens: patch tokens computed, [n]; a mean over the blocks where the number falls.
       policy: what became of the blurry patches of each picture.
     """
 
     probability: Float[np.ndarray, "n classes"]
     blurry: Float[np.ndarray, " n"]
-    laplacian: Float[np.ndarray, " n"]
+    sigma: Float[np.ndarray, " n"]
     tokens: Float[np.ndarray, " n"]
     policy: list[Policy]
 
@@ -102,11 +103,11 @@ class Predictor:
             logits = self._in_batches(self._classify, image, index)
             policy = self._policies * len(image)
         self.seconds += time.perf_counter() - begun
-        blurry, laplacian = self._in_batches(self._blur, image, index).T
+        blurry, sigma = self._in_batches(self._blur, image, index).T
         return Predictions(
             probability=np.asarray(jax.nn.softmax(logits)),
             blurry=blurry,
-            laplacian=laplacian,
+            sigma=sigma,
             tokens=np.array([self._tokens[p] for p in policy]),
             policy=policy,
         )
@@ -206,7 +207,7 @@ def adaptive_budgets(policy: Policy, image_size: int) -> tuple[int, ...]:
 @functools.partial(jax.jit, static_argnames="patch_size")
 def _blur(image: Array, threshold: float, *, patch_size: int) -> Float[Array, "n 2"]:
     variance = patch_laplacian_variance(image, patch_size=patch_size).reshape(len(image), -1)
-    return jnp.stack([(variance < threshold).mean(axis=1), jnp.median(variance, axis=1)], axis=1)
+    return jnp.stack([(variance < threshold).mean(axis=1), estimate_sigma(image)], axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("seed", "policy"))
