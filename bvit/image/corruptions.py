@@ -149,7 +149,8 @@ def _motion(key, image, radius, sigma):
     # A convolution turns its kernel: what lies to the right is weighed at the left.
     reach = width - 1
     kernel = jnp.zeros((2 * reach + 1, 2 * reach + 1), jnp.float32)
-    kernel = kernel.at[reach - down, reach - right].add(weights / weights.sum())
+    weights = jnp.asarray(weights / weights.sum(), jnp.float32)
+    kernel = kernel.at[reach - down, reach - right].add(weights)
     return convolve_one(image, kernel, border="edge")
 
 

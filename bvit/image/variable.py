@@ -118,7 +118,7 @@ def _variable_one(image, sigma, *, kernel_size):
         weight = lax.dynamic_index_in_dim(taps, distance, axis=2, keepdims=False)
         return total + weight * blurred, None
 
-    start = jnp.zeros(image.shape, sigma.dtype)
+    start = jnp.zeros_like(image, dtype=sigma.dtype)
     blurred, _ = lax.scan(add_rows, start, jnp.arange(radius + 1))
     return jnp.where(sigma[..., None] > 0, blurred, image).astype(image.dtype)
 

@@ -1,7 +1,10 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from bvit.image.blur import gaussian_blur
 from bvit.image.conditions import (
@@ -44,6 +47,18 @@ def test_gaussian_has_the_given_sigma(pictures):
     blurred = apply_condition("gaussian:1.5", keys, image)
     np.testing.assert_array_equal(blurred, gaussian_blur(image, 1.5))
     np.testing.assert_array_equal(apply_condition("gaussian:0", keys, image), image)
+
+
+@pytest.mark.parametrize("name", ["depth", "zoom", "noisy:region:shake"])
+def test_devices_can_each_do_a_part(pictures, name):
+    count = 2 * jax.device_count()
+    keys, image = (x[:count] for x in pictures)
+    mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
+    split = PartitionSpec("data")
+    apply = partial(apply_condition, name)
+    parted = jax.jit(jax.shard_map(apply, mesh=mesh, in_specs=split, out_specs=split))
+    # Rounding to 8 bits may go the other way.
+    np.testing.assert_allclose(parted(keys, image), apply(keys, image), atol=1.01 / 255)
 
 
 def test_imagenet_c_is_named_by_blur_and_severity(pictures):
