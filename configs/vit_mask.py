@@ -70,6 +70,7 @@ def _small(config: ConfigDict) -> None:
     config.tokens.policy = "keep,merge:31,merge:19"
     config.train.epochs = 20.0
     config.train.batch_size = 64
+    config.train.label_smoothing = 0.1
     config.optimizer.warmup = 0.07
     config.eval.policies = "keep,zero,drop:32,pool:32,random:32,merge:31,merge:19,tome:8"
     config.eval.every_steps = 1000

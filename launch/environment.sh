@@ -22,8 +22,8 @@ stamp="${packages[*]} $(cat requirements.txt pyproject.toml | cksum)"
 if [ ! -f "$venv/.installed" ] || [ "$(cat "$venv/.installed")" != "$stamp" ]; then
   echo "Setting up $venv (a minute or two, once) ..."
   "$python" -m venv "$venv"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "setuptools>=77"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${packages[@]}"
+  "$venv/bin/python" -m pip install -qq --disable-pip-version-check "setuptools>=77"
+  "$venv/bin/python" -m pip install -qq --disable-pip-version-check "${packages[@]}"
   echo "$stamp" >"$venv/.installed"
 fi
 

@@ -10,7 +10,7 @@ import math
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 
@@ -240,8 +240,14 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
             width, height = image.size
             orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     except Exception as error:  # Pillow's parsers raise nearly anything on broken bytes
-        raise UnreadableImageError(f"not a readable picture ({error})") from error
+        raise UnreadableImageError(_reason(error)) from error
     return (width, height) if orientation >= FIRST_TRANSPOSED_ORIENTATION else (height, width)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its text names an address in memory
+        return "not a readable picture (of no known format)"
+    return f"not a readable picture ({error})"
 
 
 def _decode_with_pillow(data: bytes, reduction: int) -> Pixels:
@@ -253,5 +259,5 @@ def _decode_with_pillow(data: bytes, reduction: int) -> Pixels:
                     image.draft(None, (image.width // reduction, image.height // reduction))
                 return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except Exception as error:  # as above
-        raise UnreadableImageError(f"not a readable picture ({error})") from error
+        raise UnreadableImageError(_reason(error)) from error
     raise UnreadableImageError(f"pixels of Pillow's type {mode!r} are not supported")

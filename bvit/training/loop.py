@@ -22,7 +22,7 @@ from bvit.training.feed import Feed
 from bvit.training.interrupt import Interrupted, SignalWatch
 from bvit.training.meter import Meter
 from bvit.training.metrics import MetricsWriter
-from bvit.training.rundir import RunDirectory
+from bvit.training.rundir import RunDirectory, write_json
 from bvit.training.state import TrainState, create_state
 from bvit.training.step import Metrics, Recipe, make_train_step
 
@@ -66,6 +66,8 @@ def _run(experiment: setup.Experiment, run: RunDirectory, signals: SignalWatch) 
         writer = MetricsWriter(run.path if is_main else None, start_step=step)
         evaluator = setup.make_evaluator(experiment)
         with contextlib.closing(writer):
+            if is_main:
+                write_json(run.path / "classes.json", list(experiment.train_source.class_names))
             if is_main and not step:
                 results.show_samples(experiment, writer, run.figures)
             state = train(experiment, state, checkpoints, writer, evaluator, signals)
