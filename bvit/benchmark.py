@@ -129,7 +129,8 @@ def measure(cases: Sequence[Case], *, repeats: int) -> list[dict[str, object]]:
 
     Args:
       cases: what to time; a function that several share is timed once a round.
-      repeats: rounds, after one that compiles.
+      repeats: rounds, after one that compiles; in each a function runs twice, and its second run
+        counts.
 
     Returns:
       For each case: suite, name, ms, peer, peer_ms, ratio (ms over peer_ms: below 1, bvit is
@@ -140,6 +141,7 @@ def measure(cases: Sequence[Case], *, repeats: int) -> list[dict[str, object]]:
     times: dict[Callable, list[float]] = {f: [] for f in functions}
     for _ in tqdm(range(repeats), desc="measuring", leave=False):
         for function in functions:
+            function()  # whatever ran before left the caches to itself
             times[function].append(_seconds(function))
     median = {f: statistics.median(seconds) for f, seconds in times.items()}
     return [
