@@ -163,11 +163,20 @@ def _relative_detail(grey, patch_size):
     fine = _laplacian(_binomial(_binomial(grey, 0), 1))
     fine = block_values(fine, patch_size).var(-1)
     contrast = block_values(grey, patch_size).var(-1)
-    floor = FLAT_VARIANCE + FLAT_NOISE_VARIANCES * _noise_variance(grey, patch_size)
+    floor = FLAT_VARIANCE + FLAT_NOISE_VARIANCES * noise_variance(grey, patch_size)
     return fine / (contrast + floor)
 
 
-def _noise_variance(grey, patch_size):
+def noise_variance(grey: Float[Array, "h w"], patch_size: int) -> Float[Array, ""]:
+    """Variance of an image's noise, from the finest diagonal Haar coefficients.
+
+    Donoho and Johnstone 1994; here from the quietest quarter of the patches, since photographs have
+    diagonal detail of their own.
+
+    Args:
+      grey: one image, on any scale; the result is in its square.
+      patch_size: side of the patches in pixels, even; static.
+    """
     a, b, c, d = (grey[i::2, j::2] for i in (0, 1) for j in (0, 1))
     height, width = d.shape
     diagonal = (a[:height, :width] - b[:height] - c[:, :width] + d) / 2

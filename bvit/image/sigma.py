@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Float
 from bvit.image.batching import map_images
 from bvit.image.patches import block_values, check_patch_size
 from bvit.image.pixels import check_image, grayscale
-from bvit.image.scores import _noise_variance
+from bvit.image.scores import noise_variance
 from bvit.image.separable import filter_both_axes, half_gaussian
 
 # The image is blurred again by both of these, in pixels: by the first as well, since a gradient of
@@ -86,7 +86,7 @@ def _estimate(image, *, patch_size):
 
 def _estimate_one(image, *, patch_size):
     grey = grayscale(image.astype(jnp.float32))
-    noise = _noise_variance(grey, min(NOISE_BLOCK, *grey.shape))
+    noise = noise_variance(grey, min(NOISE_BLOCK, *grey.shape))
     near, far = (_energies(grey, noise, reblur, patch_size) for reblur in REBLURS)
     return _sigma_of_ratio(near / far)
 

@@ -46,7 +46,7 @@ class Meter:
         self._writer, self._schedule = writer, schedule
         self._batch_size, self._log_every = batch_size, log_every
         self._skip_nonfinite, self._nonfinite_in_a_row = skip_nonfinite, 0
-        self._skipped = 0
+        self._skipped, self._speed = 0, {}
         self._bar = tqdm(
             total=total_steps,
             initial=start_step,
@@ -85,7 +85,6 @@ class Meter:
         self._check_finite(step, values)
         self._steps += 1
         self._bar.update()
-        self._bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
         if step % self._log_every == 0:
             seconds = time.perf_counter() - self._since
             images_per_s = self._steps * self._batch_size / seconds
@@ -95,10 +94,9 @@ class Meter:
             values["data_wait"] = self._waited / seconds
             del values["finite"]
             self._writer.scalars(step, values)
-            self._bar.set_postfix(
-                loss=f"{values['loss']:.3f}", images_per_s=f"{images_per_s:.0f}", refresh=False
-            )
+            self._speed = {"images_per_s": f"{images_per_s:.0f}"}
             self.restart_clock()
+        self._bar.set_postfix(loss=f"{values['loss']:.3f}", **self._speed, refresh=False)
         return signal
 
     def _check_finite(self, step: int, values: dict[str, float]) -> None:

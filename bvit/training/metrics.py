@@ -1,6 +1,7 @@
 """Where the numbers of a run go: metrics.jsonl for programs, TensorBoard for people."""
 
 import json
+import math
 from pathlib import Path
 from typing import IO, Any
 
@@ -43,9 +44,14 @@ class MetricsWriter:
             logging.warning("No TensorBoard curves: %s. metrics.jsonl has the numbers.", error)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Writes one line and one point on each curve; floats keep their full precision."""
+        """Writes one line and one point on each curve.
+
+        Floats keep their full precision; one that is not finite is null in the file.
+        """
         if self._file:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            # JSON has no NaN and no infinity.
+            written = {k: v if math.isfinite(v) else None for k, v in values.items()}
+            self._file.write(json.dumps({"step": step, **written}) + "\n")
         if self._events:
             for name, value in values.items():
                 tag = name if "/" in name else f"train/{name}"
