@@ -54,11 +54,11 @@ def _photos(config: ConfigDict) -> None:
     config.model.num_heads = 4
     config.model.pool = "mean"
     config.tokens.policy = "keep,merge:31"
-    config.train.steps = 600
+    config.train.steps = 1000
     config.train.batch_size = 64
     config.optimizer.warmup = 0.1
     config.eval.policies = "keep,zero,drop:32,merge:31"
-    config.eval.every_steps = 300
+    config.eval.every_steps = 500
 
 
 def _small(config: ConfigDict) -> None:
