@@ -4,12 +4,13 @@
     python -m bvit.main --config=configs/vit_mask.py:folder --config.data.dir=DIR
     python -m bvit.main --config=configs/vit_mask.py:imagenet2012    # or any tfds set
 
-`folder` takes class folders of pictures (DIR/train/CLASS/*, DIR/val/CLASS/*). Measured on 2 CPU cores,
-seed 0, top-1 in % on sharp / blurred / region-blurred pictures; intervals are in README.md:
+`folder` takes class folders of pictures (DIR/train/CLASS/*, DIR/val/CLASS/*). Measured on 2 CPU
+cores, seed 0, top-1 in % on sharp / blurred / region-blurred pictures; intervals are in README.md:
 
-    photos      3.5 minutes: keep 64.4 / 59.2 / 61.3, zero 43.7 / 11.0 / 15.0, merge:31 64.7 / 64.0 / 63.7
-    folder      imagenette, 35 minutes of CPU time, with --config.model.merge_detail=True:
-                keep 57.8 / 57.6 / 56.5, zero 49.8 / 31.3 / 44.3, merge:31 54.7 / 54.5 / 54.2
+    photos, 3.5 minutes
+        keep 64.4 / 59.2 / 61.3, zero 43.7 / 11.0 / 15.0, merge:31 64.7 / 64.0 / 63.7
+    folder (imagenette, with --config.model.merge_detail=True), 35 minutes of CPU time
+        keep 57.8 / 57.6 / 56.5, zero 49.8 / 31.3 / 44.3, merge:31 54.7 / 54.5 / 54.2
     imagenet2012, other tfds sets: not yet run
 """
 
