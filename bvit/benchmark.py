@@ -113,7 +113,7 @@ def token_cases() -> Iterator[Case]:
 
     keep = forward(Policy())
     for text in ("merge:97", "drop:98", "merge:49", "drop:49", "tome:8"):
-        policy = parse_policy(text, patch_size=PATCH)
+        policy = parse_policy(text, grid=(SIZE // PATCH,) * 2, patch_size=PATCH)
         yield Case("tokens", f"vit_small, {BATCH}×{SIZE}², {text}", forward(policy), "keep", keep)
     select = jax.jit(lambda x: plan(x, patch_size=PATCH, policy="merge", budget=97))
     yield Case(

@@ -39,8 +39,9 @@ def default_config() -> ConfigDict:
     c.model.dtype = "float32"  # of the computation: float32 or bfloat16; parameters are float32
 
     c.tokens = ConfigDict()
-    # What training does with blurry patches, see bvit.models.tokens: name or name:budget. Of
-    # several ("keep,merge:31") each step draws one, so that one checkpoint serves every budget.
+    # What training does with blurry patches, see bvit.models.tokens: name, name:tokens or
+    # name:share. Of several ("keep,merge:0.5") each step draws one, so that one checkpoint serves
+    # every budget.
     c.tokens.policy = "keep"
     c.tokens.score = "laplacian"  # what patches are ranked by
     c.tokens.budget = _optional(int)  # patch tokens computed where a policy names no budget
@@ -74,7 +75,7 @@ def default_config() -> ConfigDict:
 
     c.eval = ConfigDict()
     c.eval.conditions = "sharp,blur,region"  # what is done to the test pictures
-    c.eval.policies = "keep,zero"  # what the model does with blurry patches: name or name:budget
+    c.eval.policies = "keep,zero"  # what the model does with blurry patches: as tokens.policy
     c.eval.batch_size = 64
     c.eval.every_steps = 0  # evaluate while training, on the curves; 0 = only at the end
 

@@ -59,11 +59,11 @@ def _photos(config: ConfigDict) -> None:
     config.model.depth = 4
     config.model.num_heads = 4
     config.model.pool = "mean"
-    config.tokens.policy = "keep,merge:31"
+    config.tokens.policy = "keep,merge:0.5"
     config.train.steps = 1000
     config.train.batch_size = 64
     config.optimizer.warmup = 0.1
-    config.eval.policies = "keep,zero,drop:32,merge:31"
+    config.eval.policies = "keep,zero,drop:0.5,merge:0.5"
     config.eval.every_steps = 500
 
 
@@ -73,12 +73,12 @@ def _small(config: ConfigDict) -> None:
     config.data.crop_scale = (0.25, 1.0)
     config.model.depth = 6
     config.model.pool = "mean"
-    config.tokens.policy = "keep,merge:31,merge:19"
+    config.tokens.policy = "keep,merge:0.5,merge:0.3"
     config.train.epochs = 20.0
     config.train.batch_size = 64
     config.train.label_smoothing = 0.1
     config.optimizer.warmup = 0.07
-    config.eval.policies = "keep,zero,drop:32,pool:32,random:32,merge:31,merge:19,tome:8"
+    config.eval.policies = "keep,zero,drop:0.5,pool:0.5,random:0.5,merge:0.5,merge:0.3,tome:8"
     config.eval.every_steps = 1000
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -57,22 +58,39 @@ class Policy:
         return self.name if self.budget is None else f"{self.name}:{self.budget}"
 
 
-def parse_policy(text: str, *, default_budget: int | None = None, **options: object) -> Policy:
-    """Reads a policy as people type it: "name" or "name:budget".
+def parse_policy(
+    text: str,
+    *,
+    grid: tuple[int, int],
+    default_budget: int | None = None,
+    **options: object,
+) -> Policy:
+    """Reads a policy as people type it: "name", "name:budget" or "name:share".
 
     Args:
-      text: e.g. "keep" or "merge:31".
+      text: e.g. "keep", "merge:31", or "merge:0.5": the largest budget of at most half the patches.
+      grid: rows and columns of patches that a share is of.
       default_budget: for a policy that takes a budget, where `text` names none.
       **options: the other fields of `Policy`.
 
     Raises:
-      ValueError: for an unknown policy, or a budget that is no whole number.
+      ValueError: for an unknown policy, or a budget that is neither tokens nor a share.
     """
     name, colon, budget = text.partition(":")
-    if colon and not budget.isdigit():
-        raise ValueError(f"a policy's budget is a number of tokens: got {text!r}; e.g. drop:32.")
-    if colon:
+    if budget.isdigit():
         return Policy(name, budget=int(budget), **options)
+    if colon:
+        Policy(name, budget=1, **options)  # an unknown policy is told before its budget
+        try:
+            share = float(budget)
+        except ValueError:
+            share = math.nan
+        if math.isnan(share) or name in BETWEEN_LAYERS:
+            raise ValueError(
+                f"a policy's budget is a number of tokens, as drop:32, or (but for tome) a share of "
+                f"them, as drop:0.5: got {text!r}."
+            )
+        return Policy(name, budget=tokens.budget_for(name, grid, share), **options)
     return Policy(name, budget=None if name in UNBUDGETED else default_budget, **options)
 
 

@@ -161,6 +161,23 @@ def plan(
     )
 
 
+def budget_for(policy: str, grid: tuple[int, int], share: float) -> int:
+    """The largest budget of a policy that is at most a share of the patches, or else its smallest.
+
+    Args:
+      policy: one of `POLICIES`, or "zero", whose budget is the patches that are left.
+      grid: rows and columns of patches.
+      share: of the patches, in (0, 1].
+
+    Raises:
+      ValueError: for a share outside (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"a budget is a number of tokens, or a share in (0, 1]: got {share}.")
+    possible = _possible_budgets(policy, grid)
+    return max((b for b in possible if b <= share * grid[0] * grid[1]), default=possible.start)
+
+
 def tiles(image: Float[Array, "*b h w c"], plan: TokenPlan) -> Float[Array, "*b tiles values"]:
     """All tiles that a plan can name, of images or of anything else that lies on its grid.
 
@@ -306,15 +323,20 @@ def _check_merge_grid(policy, grid, patch_size):
     )
 
 
-def _check_budget(policy, budget, grid):
+def _possible_budgets(policy: str, grid: tuple[int, int]) -> range:
     patches = grid[0] * grid[1]
+    if policy not in MERGE_LEVELS:
+        return range(1, patches + 1)
+    fewest = pyramid.fewest_tokens(grid, MERGE_LEVELS[policy])
+    return range(fewest, patches + 1, pyramid.SPLIT_COST)
+
+
+def _check_budget(policy, budget, grid):
+    possible = _possible_budgets(policy, grid)
     if policy in MERGE_LEVELS:
-        fewest = pyramid.fewest_tokens(grid, MERGE_LEVELS[policy])
-        possible = range(fewest, patches + 1, pyramid.SPLIT_COST)
-        rule = f"{fewest} + {pyramid.SPLIT_COST}·K tokens, up to {patches}"
+        rule = f"{possible.start} + {possible.step}·K tokens, up to {possible[-1]}"
     else:
-        possible = range(1, patches + 1)
-        rule = f"1 to {patches} tokens"
+        rule = f"1 to {possible[-1]} tokens"
     if budget not in possible:
         raise ValueError(
             f"policy {policy!r} on a grid of {grid[0]}×{grid[1]} patches can give {rule}: "

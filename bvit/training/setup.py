@@ -185,9 +185,11 @@ def build_policy(c: ConfigDict, model: nn.Module, text: str) -> Policy:
       ValueError: no such policy, or a model that has no tokens to leave out.
     """
     is_vit = isinstance(model, VisionTransformer)
+    patch_size = model.patch_size if is_vit else CNN_PATCH_SIZE
     policy = parse_policy(
         text,
-        patch_size=model.patch_size if is_vit else CNN_PATCH_SIZE,
+        grid=(c.data.image_size // patch_size,) * 2,
+        patch_size=patch_size,
         default_budget=c.tokens.budget,
         score=c.tokens.score,
         threshold=c.tokens.threshold,

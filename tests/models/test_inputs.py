@@ -1,0 +1,117 @@
+import jax
+import numpy as np
+import pytest
+
+from bvit.image.focus import mask_patches, patch_laplacian_variance, patch_mask
+from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
+from bvit.models.inputs import Policy, for_policy, parse_policy, prepare, shown_levels
+from bvit.models.vit import VisionTransformer
+
+COUNT, SIZE, PATCH = 3, 32, 4
+OPTIONS = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Pictures whose patches have all sorts of contrast, and a key for each."""
+    noise = jax.random.uniform(jax.random.key(0), (COUNT, SIZE, SIZE, 3))
+    image = noise * np.linspace(0, 0.3, SIZE)[:, None]
+    return image, jax.random.split(jax.random.key(1), COUNT)
+
+
+@pytest.mark.parametrize("zero_at", ["pixels", "normalized"])
+def test_zero_blanks_before_or_after_normalisation(pictures, zero_at):
+    image, keys = pictures
+    keep = patch_mask(image, patch_size=PATCH, threshold=100.0)
+    assert 0 < keep.sum() < keep.size
+    got, plan = prepare(image, Policy("zero", PATCH, zero_at=zero_at), keys=keys, **OPTIONS)
+    assert plan is None
+    black = normalize(mask_patches(image, keep, patch_size=PATCH), *OPTIONS.values())
+    mean_colour = mask_patches(normalize(image, *OPTIONS.values()), keep, patch_size=PATCH)
+    np.testing.assert_array_equal(got, black if zero_at == "pixels" else mean_colour)
+
+
+def test_zero_with_a_budget_leaves_the_best_patches(pictures):
+    image, keys = pictures
+    levels = np.asarray(shown_levels(image, Policy("zero", PATCH, budget=10), keys=keys))
+    variance = np.asarray(patch_laplacian_variance(image, patch_size=PATCH))
+    for level, score in zip(levels, variance, strict=True):
+        assert (level == 0).sum() == 10 and (level == -1).sum() == level.size - 10
+        assert score[level == 0].min() >= score[level == -1].max()
+
+
+@pytest.mark.parametrize("name", ["keep", "tome"])
+def test_policies_that_show_everything_have_no_plan(pictures, name):
+    image, keys = pictures
+    policy = Policy(name, PATCH, budget=2 if name == "tome" else None)
+    got, plan = prepare(image, policy, keys=keys, **OPTIONS)
+    assert plan is None
+    np.testing.assert_array_equal(got, normalize(image, *OPTIONS.values()))
+    assert not np.asarray(shown_levels(image, policy, keys=keys)).any()
+
+
+@pytest.mark.parametrize(("name", "budget"), [("drop", 20), ("random", 20), ("merge", 31)])
+def test_plans_have_their_budget_and_are_drawn_as_they_are(pictures, name, budget):
+    image, keys = pictures
+    policy = Policy(name, PATCH, budget=budget)
+    _, plan = prepare(image, policy, keys=keys, **OPTIONS)
+    assert plan.num_tokens == budget
+    np.testing.assert_array_equal(plan.level_map, shown_levels(image, policy, keys=keys))
+
+
+def test_only_tome_changes_the_model():
+    model = VisionTransformer(image_size=SIZE, patch_size=PATCH)
+    assert for_policy(model, Policy("drop", PATCH, budget=3)) is model
+    assert for_policy(model, Policy("tome", PATCH, budget=3)).tome_r == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("keep", None),
+        ("zero", None),
+        ("drop", 12),
+        ("drop:32", 32),
+        ("drop:0.5", 32),
+        ("zero:0.25", 16),
+        ("merge:31", 31),
+        ("merge:0.5", 31),
+        ("merge:0.3", 19),
+        ("merge:0.01", 16),
+        ("merge:1.0", 64),
+        ("merge2:0.25", 16),
+        ("tome:8", 8),
+    ],
+)
+def test_budgets_as_tokens_and_as_shares(text, budget):
+    policy = parse_policy(text, grid=(8, 8), default_budget=12, patch_size=PATCH)
+    assert policy.budget == budget
+    assert policy.label == text.partition(":")[0] + ("" if budget is None else f":{budget}")
+
+
+def test_half_of_a_grid_of_14():
+    assert parse_policy("merge:0.5", grid=(14, 14), patch_size=16).budget == 97
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("drop:half", "drop:32"),
+        ("drop:", "drop:32"),
+        ("drop:1.5", "share"),
+        ("drop:-0.5", "share"),
+        ("drop:nan", "drop:32"),
+        ("tome:0.5", "but for tome"),
+        ("tome", "tome:8"),
+        ("dropp:0.5", "did you mean 'drop'"),
+        ("dropp", "did you mean 'drop'"),
+    ],
+)
+def test_what_is_no_policy_is_told(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_policy(text, grid=(8, 8), patch_size=PATCH)
+
+
+def test_zero_at_is_checked():
+    with pytest.raises(ValueError, match="pixels, normalized"):
+        Policy("zero", PATCH, zero_at="pixel")
