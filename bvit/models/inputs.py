@@ -87,7 +87,7 @@ def parse_policy(
             share = math.nan
         if math.isnan(share) or name in BETWEEN_LAYERS:
             raise ValueError(
-                f"a policy's budget is a number of tokens, as drop:32, or (but for tome) a share of "
+                "a policy's budget is a number of tokens, as drop:32, or (but for tome) a share of "
                 f"them, as drop:0.5: got {text!r}."
             )
         return Policy(name, budget=tokens.budget_for(name, grid, share), **options)
