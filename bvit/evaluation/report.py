@@ -223,7 +223,6 @@ def _draw_accuracy(rows: Sequence[Row]) -> Figure:
 
 def _draw_curves(lines: Sequence[dict[str, float]]) -> Figure:
     """Training loss and accuracy against the step."""
-    lines = [line for line in lines if "loss" in line]
     steps = [line["step"] for line in lines]
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)

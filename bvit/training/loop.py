@@ -151,7 +151,7 @@ def train(
                 with signals.released():
                     outcomes = evaluator(state.eval_variables)
                 rows = report.make_rows(outcomes, evaluator.costs)
-                writer.scalars(step, results.curves(rows))
+                writer.accuracies(step, results.curves(rows))
                 meter.restart_clock()
     return state
 

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: metrics.jsonl for programs, TensorBoard for people."""
+"""Where the numbers of a run go: lines of JSON for programs, TensorBoard for people."""
 
 import json
 import math
@@ -10,7 +10,8 @@ from absl import logging
 from tensorboardX import SummaryWriter
 from tensorboardX.summary import hparams as hparams_summary
 
-METRICS_FILE = "metrics.jsonl"
+# A line for each logged step of the training; one for each evaluation.
+METRICS_FILE, EVALUATIONS_FILE = "metrics.jsonl", "evaluations.jsonl"
 
 
 class MetricsWriter:
@@ -23,16 +24,12 @@ class MetricsWriter:
           folder: the run directory; None writes nothing (the processes other than the first).
           start_step: updates already done; a killed run may have logged some that were lost.
         """
-        self._file: IO[str] | None = None
+        self._files: dict[str, IO[str]] = {}
         self._events: SummaryWriter | None = None
         if folder is None:
             return
-        kept = [line for line in read_metrics(folder) if line["step"] <= start_step]
-        path = folder / METRICS_FILE
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        partial.replace(path)
-        self._file = path.open("a", buffering=1)  # a line is on disk once it is written
+        for name in (METRICS_FILE, EVALUATIONS_FILE):
+            self._files[name] = _open_after(folder / name, start_step)
         try:
             self._events = SummaryWriter(
                 str(folder / "tensorboard"),
@@ -44,18 +41,28 @@ class MetricsWriter:
             logging.warning("No TensorBoard curves: %s. metrics.jsonl has the numbers.", error)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Writes one line and one point on each curve.
+        """Writes a line of metrics.jsonl, and a point on each of the curves train/….
 
         Floats keep their full precision; one that is not finite is null in the file.
         """
-        if self._file:
+        self._write(METRICS_FILE, step, values)
+        self._draw(step, {f"train/{name}": value for name, value in values.items()})
+
+    def accuracies(self, step: int, values: dict[str, float]) -> None:
+        """Writes a line of evaluations.jsonl, and a point on each curve condition/policy."""
+        self._write(EVALUATIONS_FILE, step, values)
+        self._draw(step, values)
+
+    def _write(self, name: str, step: int, values: dict[str, float]) -> None:
+        if self._files:
             # JSON has no NaN and no infinity.
             written = {k: v if math.isfinite(v) else None for k, v in values.items()}
-            self._file.write(json.dumps({"step": step, **written}) + "\n")
+            self._files[name].write(json.dumps({"step": step, **written}) + "\n")
+
+    def _draw(self, step: int, values: dict[str, float]) -> None:
         if self._events:
             for name, value in values.items():
-                tag = name if "/" in name else f"train/{name}"
-                self._events.add_scalar(tag, value, step)
+                self._events.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Shows a picture, uint8 [h, w, 3], in TensorBoard."""
@@ -77,15 +84,28 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flushes everything to disk."""
-        if self._file:
-            self._file.close()
+        for file in self._files.values():
+            file.close()
         if self._events:
             self._events.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics; a last one cut short by a kill is left out."""
-    path, lines = folder / METRICS_FILE, []
+    """The lines of a run's metrics.jsonl; a last one cut short by a kill is left out."""
+    return _read(folder / METRICS_FILE)
+
+
+def _open_after(path: Path, step: int) -> IO[str]:
+    """Opens a file to add lines to, without those of later steps."""
+    kept = [line for line in _read(path) if line["step"] <= step]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    partial.replace(path)
+    return path.open("a", buffering=1)  # a line is on disk once it is written
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    lines = []
     for text in path.read_text().splitlines() if path.exists() else ():
         try:
             lines.append(json.loads(text))

@@ -55,7 +55,7 @@ def gather(experiment: setup.Experiment, state: TrainState, evaluator: Evaluator
 def write(results: dict[str, Any], run: RunDirectory, writer: MetricsWriter) -> None:
     """Writes curves, figures, and last `results.json`: that it exists says the run is finished."""
     rows = curves(results["rows"])
-    writer.scalars(results["step"], rows)
+    writer.accuracies(results["step"], rows)
     writer.hparams(config_lib.flatten(results["config"]), rows)
     for name, figure in report.draw(results["rows"], read_metrics(run.path)).items():
         figure.savefig(run.figures / f"{name}.png", dpi=150)

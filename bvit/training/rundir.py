@@ -3,7 +3,7 @@
 config.json    the settings          checkpoints/   one folder a step, with seals
 metrics.jsonl  a line a logged step  tensorboard/   the same as curves, and pictures
 results.json   the final table       figures/       plots and pictures of it
-classes.json   names of the classes, in the order of the logits
+classes.json   names of the classes     evaluations.jsonl   a line an evaluation
 """
 
 import fcntl

@@ -16,9 +16,11 @@ def test_lines_and_curves_hold_the_same_numbers(tmp_path):
     writer = MetricsWriter(tmp_path)
     loss = float(np.float32(1) / 3)
     writer.scalars(1, {"loss": loss})
-    writer.scalars(2, {"sharp/keep": 0.5})
+    writer.accuracies(2, {"sharp/keep": 0.5})
     writer.close()
-    assert read_metrics(tmp_path) == [{"step": 1, "loss": loss}, {"step": 2, "sharp/keep": 0.5}]
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": loss}]
+    evaluated = json.loads((tmp_path / "evaluations.jsonl").read_text())
+    assert evaluated == {"step": 2, "sharp/keep": 0.5}
     [event] = curves(tmp_path).Scalars("train/loss")
     assert (event.step, np.float32(event.value)) == (1, np.float32(loss))
     assert curves(tmp_path).Tags()["scalars"] == ["train/loss", "sharp/keep"]
@@ -28,6 +30,7 @@ def test_a_resumed_run_drops_what_its_checkpoint_does_not_hold(tmp_path):
     writer = MetricsWriter(tmp_path)
     for step in (1, 2, 3, 4):
         writer.scalars(step, {"loss": float(step)})
+        writer.accuracies(step, {"sharp/keep": step / 10})
     writer.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "lo')  # killed in the middle of a line
@@ -35,6 +38,7 @@ def test_a_resumed_run_drops_what_its_checkpoint_does_not_hold(tmp_path):
     writer.scalars(3, {"loss": 30.0})
     writer.close()
     assert [line["loss"] for line in read_metrics(tmp_path)] == [1.0, 2.0, 30.0]
+    assert (tmp_path / "evaluations.jsonl").read_text().count("\n") == 2
     assert [e.value for e in curves(tmp_path).Scalars("train/loss")] == [1.0, 2.0, 30.0]
 
 
