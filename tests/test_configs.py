@@ -53,6 +53,30 @@ def test_evaluation_alone_needs_weights():
         prepare(config)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("log.every_steps", 0),
+        ("checkpoint.every_steps", 0),
+        ("checkpoint.keep", 0),
+        ("eval.every_steps", -1),
+        ("eval.conditions", ""),
+        ("eval.policies", " , "),
+        ("tokens.policy", ""),
+        ("seed", -1),
+        ("data.crop_scale", (0.5, 0.2)),
+        ("data.on_error", "ignore"),
+        ("data.resize", 63),
+        ("model.dtype", "float31"),
+    ],
+)
+def test_values_that_would_fail_after_compiling_are_told_before(key, value):
+    config = importlib.import_module("configs.vit_mask").get_config()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=f"{key} must be"):
+        prepare(config)
+
+
 def test_arguments_by_place_and_by_name():
     assert parse_arguments("", data="photos") == {"data": "photos"}
     assert parse_arguments("folder", data="photos") == {"data": "folder"}

@@ -30,6 +30,8 @@ from bvit.training.step import Recipe
 
 # Training crops that the nearest neighbour chooses from: a quarter, which takes seconds to read.
 BASELINE_IMAGES = 4096
+# What models may compute in.
+DTYPES = ("float32", "bfloat16")
 # What `zero` blanks for a CNN, which has no patches of its own: the paper's ViT has 16 px.
 CNN_PATCH_SIZE = 16
 
@@ -79,6 +81,7 @@ def prepare(config: ConfigDict) -> Experiment:
       ValueError: for settings that are wrong or do not fit together; it says which, and the fix.
     """
     c = config
+    _check_values(c)
     mesh = sharding.make_mesh(data=c.mesh.data, fsdp=c.mesh.fsdp, tensor=c.mesh.tensor)
     sharding.check_batch(
         c.train.batch_size, mesh, name="train.batch_size", accumulate=c.train.accumulate
@@ -125,6 +128,32 @@ def prepare(config: ConfigDict) -> Experiment:
         conditions=names,
         policies=policies,
     )
+
+
+def _check_values(c: ConfigDict) -> None:
+    """Looks at what is only used once the step is compiled, so that a slip costs no minutes."""
+    low, high = c.data.crop_scale
+    rules = {
+        "log.every_steps": (c.log.every_steps > 0, "at least 1"),
+        "checkpoint.every_steps": (c.checkpoint.every_steps > 0, "at least 1"),
+        "checkpoint.keep": (c.checkpoint.keep > 0, "at least 1"),
+        "eval.every_steps": (c.eval.every_steps >= 0, "0 (only at the end) or more"),
+        "eval.conditions": (bool(config_lib.words(c.eval.conditions)), "at least one, as sharp"),
+        "eval.policies": (bool(config_lib.words(c.eval.policies)), "at least one, as keep"),
+        "tokens.policy": (bool(config_lib.words(c.tokens.policy)), "at least one, as keep"),
+        "seed": (c.seed >= 0, "0 or more"),
+        "data.crop_scale": (0 < low <= high <= 1, "a range within (0, 1], as (0.08, 1.0)"),
+        "data.on_error": (c.data.on_error in ("raise", "skip"), "raise or skip"),
+        "data.resize": (
+            c.data.resize == 0 or c.data.resize >= c.data.image_size,
+            f"0 or at least data.image_size={c.data.image_size}",
+        ),
+        "model.dtype": (c.model.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
+    }
+    settings = config_lib.flatten(config_lib.to_dict(c))
+    for key, (holds, wanted) in rules.items():
+        if not holds:
+            raise ValueError(f"{key} must be {wanted}: got {settings[key]!r}.")
 
 
 def _sources(c: ConfigDict) -> tuple[data.Source, data.Source]:
