@@ -7,8 +7,12 @@ loads when it is first used.
 import importlib
 from types import ModuleType
 
-from bvit import image, models
-from bvit.image import (
+from bvit import stopping
+
+stopping.end_commands_quietly()  # before what takes seconds to load
+
+from bvit import image, models  # noqa: E402
+from bvit.image import (  # noqa: E402
     gaussian_blur,
     mask_patches,
     patch_laplacian_variance,

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator
 from types import FrameType
 
-# What a shell reports for a process ended by the signal: 128 + its number.
-EXIT_OFFSET = 128
+from bvit.stopping import EXIT_OFFSET
+
 RETRY_SECONDS = 0.1
 
 

@@ -1,0 +1,38 @@
+"""Ctrl-C for the commands of bvit, from their first moment on.
+
+They spend seconds importing, and a `KeyboardInterrupt` there is a traceback through all of JAX.
+Nothing has been done by then that would have to be saved, so the process says so and ends. What has
+something to save watches for signals by itself (`bvit.training.interrupt`).
+"""
+
+import os
+import signal
+import sys
+from types import FrameType
+
+# What a shell reports for a process ended by the signal: 128 + its number.
+EXIT_OFFSET = 128
+STDERR = 2
+
+
+def is_command() -> bool:
+    """Whether this process is python -m bvit.…, and not a program that imports bvit.
+
+    Only true while Python looks for the module, which is when it imports the package.
+    """
+    if sys.argv[:1] != ["-m"]:
+        return False
+    module = sys.orig_argv[-len(sys.argv)].removeprefix("-m")  # may be written -mbvit.main
+    return module.startswith("bvit.")
+
+
+def end(signum: int, frame: FrameType | None) -> None:
+    """Ends the process with a line. An exception could be caught by whatever is under way."""
+    os.write(STDERR, f"bvit: stopped by {signal.Signals(signum).name}\n".encode())
+    os._exit(EXIT_OFFSET + signum)
+
+
+def end_commands_quietly() -> None:
+    """Makes Ctrl-C end a command of bvit in one line; leaves other programs as they are."""
+    if is_command():
+        signal.signal(signal.SIGINT, end)
