@@ -22,7 +22,7 @@ from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
-from bvit import runs
+from bvit import runs, stopping
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.data import UnreadableImageError
 from bvit.data.listing import list_pictures, read_ahead
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
         with SignalWatch():
             failures = predict(options)
     except Interrupted as stop:
-        fail(str(stop), stop.exit_code)
+        stopping.leave(str(stop), stop.exit_code)
     except BrokenPipeError:  # whoever reads the results has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_UNREADABLE)

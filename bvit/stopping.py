@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import NoReturn
 
 # What a shell reports for a process ended by the signal: 128 + its number.
 EXIT_OFFSET = 128
@@ -30,6 +31,18 @@ def end(signum: int, frame: FrameType | None) -> None:
     """Ends the process with a line. An exception could be caught by whatever is under way."""
     os.write(STDERR, f"bvit: stopped by {signal.Signals(signum).name}\n".encode())
     os._exit(EXIT_OFFSET + signum)
+
+
+def leave(message: str, code: int) -> NoReturn:
+    """Ends the process in the middle of things, with a line.
+
+    JAX goes on computing in the background, and crashes an interpreter that is being taken down
+    meanwhile: so nothing is taken down.
+    """
+    print(f"bvit: {message}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def end_commands_quietly() -> None:
