@@ -1,82 +1,166 @@
-"""Compares runs and prints the paper's tables beside them: python -m bvit.report runs/*."""
+"""Compares runs: python -m bvit.report runs/*
 
+Runs that differ in nothing but their seed are one line, with the mean and its 95 % interval over
+seeds; a single seed has its interval over pictures. Of the settings only those are shown in which
+the runs differ. What follows are the paper's tables beside ours. --to=report.html writes one page
+with all plots in it.
+"""
+
+import argparse
 import csv
 import io
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from absl import app, flags
+from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
+from bvit.evaluation import page, paper, plots, report, tables
+from bvit.evaluation.comparison import Group, Run, group
+from bvit.training.metrics import read_metrics
 
-from bvit.evaluation import paper, report
-
-FORMAT = flags.DEFINE_enum("format", "markdown", ["markdown", "csv"], "How tables are printed.")
-TRADEOFF = flags.DEFINE_string(
-    "tradeoff", None, "Where to draw accuracy against cost, one policy a line, of the first run."
-)
-SIGMA = flags.DEFINE_string(
-    "sigma",
-    None,
-    "Where to draw accuracy against the sigma of the blur, one run and policy a line.",
-)
-
-EXIT_BAD_INPUT = 2
+FORMATS = {".md": "markdown", ".csv": "csv", ".html": "html"}
+TITLES = {
+    "accuracy": "Accuracy by condition",
+    "tradeoff": "Accuracy and what it costs",
+    "sigma": "Accuracy and the σ of the blur",
+    "curves": "Training",
+}
 
 
-def main(argv: Sequence[str]) -> None:
-    """Prints each run's rows, then every table of the paper."""
-    if len(argv) < 2:
-        raise app.UsageError("which runs? e.g. python -m bvit.report runs/*")
+def main(arguments: Sequence[str]) -> None:
+    """Reports the runs that the arguments name."""
+    options = _parser().parse_args(arguments)
+    runs, failures = read_runs(options.runs)
+    for reason in failures.values():
+        print(f"bvit: {reason}", file=sys.stderr)
+    if not runs:
+        fail("there is no finished run to report.", EXIT_BAD_INPUT)
+    groups = group(runs)
     try:
-        runs = {path: read_results(path) for path in map(Path, argv[1:])}
-        if SIGMA.value:
-            report.draw_sigma(_labelled(runs)).savefig(SIGMA.value, dpi=150)
-        if TRADEOFF.value:
-            report.draw_tradeoff(next(iter(runs.values()))["rows"]).savefig(TRADEOFF.value, dpi=150)
-    except ValueError as error:
-        print(f"bvit: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
-    print(format_report(runs, FORMAT.value))
+        _draw(groups, options)
+        text = format_report(groups, failures, _format(options), matrix=options.matrix)
+        if options.to:
+            options.to.write_text(text + "\n")
+        else:
+            print(text)
+    except (ValueError, OSError) as error:
+        fail(str(error), EXIT_BAD_INPUT)
 
 
-def read_results(run: Path) -> dict[str, Any]:
-    """The results of a finished run.
+def _parser() -> Parser:
+    parser = Parser("python -m bvit.report", __doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
+    parser.add_argument(
+        "--format",
+        choices=list(FORMATS.values()),
+        help="of the tables; by default what the name of --to says, or markdown",
+    )
+    parser.add_argument(
+        "--to", type=Path, metavar="FILE", help="write there (.md, .csv or .html), not to stdout"
+    )
+    parser.add_argument(
+        "--matrix",
+        action="store_true",
+        help="only the top-1: a row for what differs in the runs, a column for each condition",
+    )
+    parser.add_argument("--sigma", metavar="FILE", help="draw accuracy against the blur's sigma")
+    parser.add_argument("--tradeoff", metavar="FILE", help="draw accuracy against its cost")
+    return parser
+
+
+def _format(options: argparse.Namespace) -> str:
+    by_name = FORMATS.get(options.to.suffix.lower()) if options.to else "markdown"
+    if not (options.format or by_name):
+        raise ValueError(f"--to must end in {', '.join(FORMATS)}, or --format be given.")
+    return options.format or by_name
+
+
+def read_runs(paths: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:
+    """Reads finished runs.
+
+    Returns:
+      The runs, each directory once; and why others were left out, by their names.
+    """
+    runs, failures = [], {}
+    for path in {path.resolve(): path for path in paths}.values():
+        try:
+            runs.append(read_run(path))
+        except (ValueError, OSError) as error:
+            failures[path.name] = str(error)
+    return runs, failures
+
+
+def read_run(path: Path) -> Run:
+    """Reads a finished run.
 
     Raises:
-      ValueError: the folder is no run, or the run has not finished.
+      ValueError: the folder is no run, the run has not finished, or its results are damaged.
     """
-    path = run / "results.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    if (run / "config.json").exists():
-        raise ValueError(f"{run} is not finished: run its command again until it is.")
-    raise ValueError(f"{run} is no run directory: it has no results.json.")
+    if not path.is_dir():
+        raise ValueError(f"{path} is no run directory.")
+    lines = read_metrics(path)
+    if not (path / "results.json").exists():
+        if not (path / "config.json").exists():
+            raise ValueError(f"{path} is no run directory: it has no config.json.")
+        at = f"it has logged step {lines[-1]['step']}" if lines else "it has logged no step yet"
+        raise ValueError(f"{path} is not finished ({at}): run its command again until it is.")
+    try:
+        run = Run(path.name, json.loads((path / "results.json").read_text()), lines)
+        group([run])[0].rows, run.caption  # whether all is there that is needed
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path / 'results.json'} is damaged ({error!r}).") from error
+    return run
 
 
-def format_report(runs: dict[Path, dict[str, Any]], form: str) -> str:
-    """The whole report as text; `form` is "markdown" or "csv"."""
-    sections = []
-    for path, results in runs.items():
-        sections.append((f"{path.name}: {_caption(results)}", report.table_lines(results["rows"])))
-    for table in paper.TABLES:
-        sections.append((table.title, paper.lines(table, list(runs.values()))))
+def _draw(groups: Sequence[Group], options: argparse.Namespace) -> None:
+    rows = {one.label: one.rows for one in groups}
+    for file, draw in ((options.sigma, plots.draw_sigma), (options.tradeoff, plots.draw_tradeoff)):
+        if file:
+            draw(rows).savefig(file, dpi=150)
+
+
+def format_report(
+    groups: Sequence[Group], failures: dict[str, str], form: str, *, matrix: bool = False
+) -> str:
+    """The whole report as text.
+
+    Args:
+      groups: of `comparison.group`.
+      failures: runs that were left out, and why.
+      form: "markdown", "csv" or "html".
+      matrix: leave out all but the matrix of runs and conditions.
+    """
+    sections = _sections(groups, matrix)
+    if failures:
+        sections.append(("Left out", [["run", "why"], *map(list, failures.items())]))
+    if form == "html":
+        figures = {} if matrix else plots.draw(*_plotted(groups))
+        return page.render(
+            f"bvit: {sum(len(one.runs) for one in groups)} runs",
+            sections,
+            {TITLES[name]: figure for name, figure in figures.items()},
+        )
     write = _csv if form == "csv" else _markdown
     return "\n\n".join(write(title, lines) for title, lines in sections)
 
 
-def _caption(results: dict[str, Any]) -> str:
-    config = results["config"]
+def _plotted(groups: Sequence[Group]) -> tuple[plots.Rows, plots.Lines]:
     return (
-        f"{config['model']['name']} on {config['data']['name']} at {config['data']['image_size']} "
-        f"px, {paper.training_of(config)}, {results['step']} steps of "
-        f"{config['train']['batch_size']}, seed {results['seed']}, n = {results['rows'][0]['n']}"
+        {one.label: one.rows for one in groups},
+        {one.label: [run.lines for run in one.runs] for one in groups},
     )
 
 
-def _labelled(runs: dict[Path, dict[str, Any]]) -> dict[str, list[report.Row]]:
-    return {path.name: results["rows"] for path, results in runs.items()}
+def _sections(groups: Sequence[Group], matrix: bool) -> list[page.Table]:
+    title = "Top-1 in % with its 95 % interval"
+    if matrix:
+        return [(title, tables.matrix_lines(groups))]
+    sections = [("Runs", tables.overview_lines(groups))]
+    if len(groups) > 1:
+        sections.append((title, tables.matrix_lines(groups)))
+    sections.append(("Results", tables.result_lines(groups)))
+    return sections + [(table.title, paper.lines(table, groups)) for table in paper.TABLES]
 
 
 def _markdown(title: str, lines: list[list[str]]) -> str:
@@ -90,4 +174,4 @@ def _csv(title: str, lines: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main(sys.argv[1:])

@@ -1,24 +1,30 @@
+import csv
+import io
 import json
 import re
+import statistics
+from html.parser import HTMLParser
 
 import pytest
-from absl.testing import flagsaver
 
 from bvit import report
-from bvit.evaluation import paper
-from bvit.evaluation.report import draw_tradeoff
+from bvit.evaluation import paper, plots
+from bvit.evaluation.comparison import Run, group
+from bvit.evaluation.tables import NOT_RUN
 
 
-def result(model, *, condition="mix", init_from="", steps=10, seed=0, rows=()):
+def result(model, *, condition="mix", init_from="", steps=10, seed=0, rows=(), **train):
     return {
         "config": {
+            "seed": seed,
             "init_from": init_from,
             "model": {"name": model},
             "data": {"name": "folder", "image_size": 96},
-            "train": {"condition": condition, "steps": steps, "batch_size": 64},
+            "train": {"condition": condition, "steps": steps, "batch_size": 64, **train},
         },
         "step": steps,
         "seed": seed,
+        "parameters": 1234,
         "rows": [make_row(*row) for row in rows],
     }
 
@@ -41,13 +47,15 @@ def make_row(condition, policy, top1, budget=None):
 
 
 def cells(table, results):
-    return {line[0]: line[1:] for line in paper.lines(table, results)[1:]}
+    groups = group([Run("run", found) for found in results])
+    return {line[0]: line[1:] for line in paper.lines(table, groups)[1:]}
 
 
 def test_cells_that_were_not_run_say_so():
+    nothing = [result("resnet18", rows=[("sharp", "keep", 0.5)])]
     for table in paper.TABLES:
-        for line in cells(table, []).values():
-            assert line[1::2] == [paper.NOT_RUN] * len(table.columns)
+        for line in cells(table, nothing).values():
+            assert line[1::2] == [NOT_RUN] * len(table.columns)
             assert all(re.fullmatch(r"\d\d\.\d+", number) for number in line[::2])
 
 
@@ -59,13 +67,14 @@ def test_each_run_fills_its_own_cells():
         rows=[("sharp", "keep", 0.75), ("blur", "keep", 0.6)],
     )
     mixed = result("vgg19", condition="mix", rows=[("blur", "keep", 0.5), ("sharp", "keep", 0.9)])
-    small = result("resnet18", condition="blur", rows=[("blur", "keep", 0.4)])
+    rows = [("blur", "keep", 0.4), ("region", "keep", 0.3)]
+    small = result("resnet18", condition="blur", rows=rows)
     results = [weights, mixed, small]
     one, two, three, four, five = (cells(table, results) for table in paper.TABLES)
     assert one["resnet50"] == ["76.13", "75.00 [72.0, 78.0]", "63.16", "60.00 [57.0, 63.0]"]
     assert two["resnet50"] == ["92.86", "85.00", "85.08", "70.00"]
-    assert three["vgg19"] == ["46.33", paper.NOT_RUN, "48.19", "50.00 [47.0, 53.0]"]
-    assert three["resnet18"] == ["–", "40.00 [37.0, 43.0]", "–", paper.NOT_RUN]
+    assert three["vgg19"] == ["46.33", NOT_RUN, "48.19", "50.00 [47.0, 53.0]"]
+    assert three["resnet18"] == ["–", "40.00 [37.0, 43.0]", "–", NOT_RUN]
     assert four["vgg19"][3] == "60.00"
     assert "resnet18" not in one and set(five) == {"vit"}
 
@@ -76,66 +85,183 @@ def test_table_5_compares_keeping_with_zeroing_by_the_threshold():
     assert line == ["58.04", "60.00 [57.0, 63.0]", "51.75", "50.00 [47.0, 53.0]"]
 
 
-def test_runs_of_several_seeds_are_averaged():
-    runs = [result("vgg19", seed=s, rows=[("blur", "keep", 0.5 + s / 50)]) for s in range(3)]
-    assert cells(paper.TABLES[2], runs)["vgg19"][3] == "52.00 (of 3 runs, 50.00 to 54.00)"
+def test_seeds_share_a_cell_and_other_settings_are_told_apart():
+    seeds = [result("vgg19", seed=s, rows=[("blur", "keep", 0.5 + s / 50)]) for s in range(3)]
+    # 52 ± 4.303 × 2 / √3
+    assert cells(paper.TABLES[2], seeds)["vgg19"][3] == "52.00 [47.0, 57.0] (3 seeds)"
+    longer = result("vgg19", steps=20, rows=[("blur", "keep", 0.6)])
+    both = cells(paper.TABLES[2], [*seeds, longer])["vgg19"][3]
+    assert both == "52.00 [47.0, 57.0] (3 seeds, steps=10); 60.00 [57.0, 63.0] (steps=20)"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Run directories: two trainings with two seeds each."""
+    top = tmp_path_factory.mktemp("runs")
+    for condition, loss in (("mix", 0.1), ("blur", 0.2)):
+        for seed in (0, 1):
+            top1 = 0.8 - loss + seed / 100
+            rows = [(f"gaussian:{s:g}", "keep", top1 - s / 10) for s in (0, 1, 2.5)]
+            rows += [("region", "keep", 0.6), ("region", "drop", 0.5, 8)]
+            saved = result("vit_tiny_patch16_224", condition=condition, seed=seed, rows=rows)
+            folder = top / f"{condition}{seed}"
+            folder.mkdir()
+            (folder / "results.json").write_text(json.dumps(saved))
+            lines = [{"step": s, "loss": 1 / s, "accuracy": s / 10} for s in range(1, 10)]
+            lines.append({"step": 10, "loss": None, "accuracy": 1.0})
+            (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return top
 
 
 @pytest.fixture
-def runs(tmp_path):
-    """Two run directories."""
-    for name, offset in (("one", 0.0), ("two", 0.1)):
-        rows = [(f"gaussian:{s:g}", "keep", 0.8 - s / 10 - offset) for s in (0, 1, 2.5)]
-        rows += [("region", "keep", 0.6), ("region", "zero", 0.5)]
-        (tmp_path / name).mkdir()
-        saved = result("vit_tiny_patch16_224", rows=rows)
-        (tmp_path / name / "results.json").write_text(json.dumps(saved))
-    return tmp_path
+def call(capsys):
+    def run(*arguments):
+        report.main([str(argument) for argument in arguments])
+        return capsys.readouterr()
+
+    return run
 
 
-def call(capsys, *arguments, **options):
-    with flagsaver.flagsaver(**options):
-        report.main(["report", *map(str, arguments)])
-    return capsys.readouterr().out
+def parse_csv(text):
+    """Title → lines."""
+    parts = text.strip().split("\n\n")
+    return {p.partition("\n")[0]: list(csv.reader(io.StringIO(p)))[1:] for p in parts}
 
 
-@pytest.fixture(autouse=True)
-def parsed_flags():
-    if not report.flags.FLAGS.is_parsed():
-        report.flags.FLAGS.mark_as_parsed()
+class Cells(HTMLParser):
+    """The tables and pictures of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.pictures, self.links, self.text = [], [], [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.text = ""
+        elif tag == "img":
+            self.pictures.append(dict(attributes)["src"])
+        self.links += [value for name, value in attributes if name in ("href", "src")]
+
+    def handle_data(self, data):
+        if self.text is not None:
+            self.text += data
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append(self.text)
+            self.text = None
 
 
-def test_markdown_and_csv_hold_the_same_cells(runs, capsys):
-    markdown = call(capsys, runs / "one", runs / "two")
-    comma = call(capsys, runs / "one", runs / "two", format="csv")
-    for text in (markdown, comma):
-        assert (
-            "vit_tiny_patch16_224 on folder at 96 px, mix, 10 steps of 64, seed 0, n = 1000" in text
-        )
-        assert "Table 5" in text and "60.00 (of 2 runs, 60.00 to 60.00)" in text
-    assert markdown.count("\n| ") > 20
-    assert "| " not in comma
+def test_all_formats_hold_the_same_cells(runs, call, tmp_path):
+    paths = sorted(runs.iterdir())
+    call(*paths, f"--to={tmp_path / 'report.html'}")
+    page = Cells((tmp_path / "report.html").read_text())
+    comma = parse_csv(call(*paths, "--format=csv").out)
+    markdown = call(*paths).out
+    assert page.tables == list(comma.values())
+    assert len(page.pictures) == 4
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    for lines in comma.values():
+        for line in lines:
+            assert re.search(r"\| " + r" +\| ".join(map(re.escape, line)) + r" +\|\n", markdown)
+    assert list(comma)[:3] == ["Runs", "Top-1 in % with its 95 % interval", "Results"]
+    assert [len(lines) for lines in comma.values()][:3] == [3, 5, 11]
 
 
-def test_the_plot_against_sigma_is_drawn(runs, capsys):
-    call(capsys, runs / "one", runs / "two", sigma=str(runs / "sigma.png"))
-    assert (runs / "sigma.png").stat().st_size > 5000
+def test_only_what_differs_is_shown_and_seeds_are_averaged(runs, call):
+    tables = parse_csv(call(*sorted(runs.iterdir()), "--format=csv").out)
+    overview = tables["Runs"]
+    assert [line[:3] for line in overview] == [
+        ["train.condition", "seeds", "runs"],
+        ["blur", "0, 1", "blur0, blur1"],
+        ["mix", "0, 1", "mix0, mix1"],
+    ]
+    caption = "vit_tiny_patch16_224 on folder at 96 px, mix, 10 steps of 64, n = 1000"
+    assert overview[2][-1] == caption
+    row = tables["Results"][2]
+    # 12.706 standard errors of two seeds
+    half = 12.706 * statistics.stdev([70, 71]) / 2**0.5
+    low, high = 70.5 - half, 70.5 + half
+    assert row[:6] == ["mix", "gaussian:0", "keep", "64", "70.50", f"[{low:.1f}, {high:.1f}]"]
+    assert row[-1] == "2 seeds"
 
 
-def test_the_tradeoff_is_drawn_with_a_line_for_each_policy(runs, capsys):
-    call(capsys, runs / "one", tradeoff=str(runs / "tradeoff.png"))
-    assert (runs / "tradeoff.png").stat().st_size > 5000
-    figure = draw_tradeoff(report.read_results(runs / "one")["rows"])
-    conditions = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    assert conditions == ["gaussian:0", "gaussian:1", "gaussian:2.5", "region"]
-    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"keep", "zero"}
+def test_a_single_seed_has_its_interval_over_pictures(runs, call):
+    row = parse_csv(call(runs / "mix0", "--format=csv").out)["Results"][1]
+    assert row[0] == "gaussian:0" and row[3:5] == ["70.00", "[67.0, 73.0]"]
+    assert row[-1] == "1000 pictures"
 
 
-def test_what_is_no_finished_run_is_told(tmp_path, capsys):
-    (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / "config.json").write_text("{}")
-    for run, message in ((tmp_path / "begun", "not finished"), (tmp_path, "no run directory")):
-        with pytest.raises(SystemExit) as stop:
-            call(capsys, run)
-        assert stop.value.code == 2
-        assert message in capsys.readouterr().err
+def test_the_matrix_has_a_row_for_what_differs_and_a_column_for_a_condition(runs, call):
+    ((title, lines),) = parse_csv(
+        call(runs / "mix0", runs / "blur0", "--matrix", "--format=csv").out
+    ).items()
+    assert "Top-1" in title
+    assert lines[0][:5] == ["train.condition", "policy", "gaussian:0", "gaussian:1", "gaussian:2.5"]
+    assert lines[1][:3] == ["blur", "keep", "60.00 [57.0, 63.0]"]
+    assert lines[2][:3] == ["blur", "drop:8", NOT_RUN]
+    assert lines[2][5] == "50.00 [47.0, 53.0]"
+
+
+def test_plots_are_written_where_they_are_asked_for(runs, call, tmp_path):
+    files = [tmp_path / "sigma.png", tmp_path / "tradeoff.png"]
+    call(*runs.iterdir(), f"--sigma={files[0]}", f"--tradeoff={files[1]}")
+    assert all(file.stat().st_size > 5000 for file in files)
+
+
+def test_each_group_and_policy_is_a_line_of_its_own():
+    rows = [make_row("region", "drop", 0.5, 8), make_row("region", "drop", 0.4, 4)]
+    rows += [make_row("region", "keep", 0.6), make_row("gaussian:1", "keep", 0.7)]
+    groups = {"mix": rows, "blur": rows}
+    figure = plots.draw_tradeoff(groups)
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["region"]
+    named = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert named == {"mix, drop", "mix, keep", "blur, drop", "blur, keep"}
+    figure = plots.draw_sigma(groups)
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {
+        "mix, keep",
+        "blur, keep",
+    }
+    assert "tradeoff" not in plots.draw({"": rows[2:]}, {"": []})
+
+
+def test_what_is_no_finished_run_is_told_and_the_others_are_reported(runs, tmp_path, call, capsys):
+    begun, damaged, file = tmp_path / "begun", tmp_path / "damaged", tmp_path / "a.log"
+    for folder in (begun, damaged):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+    (begun / "metrics.jsonl").write_text('{"step": 30, "loss": 1.0}\n')
+    file.write_text("")
+    for content in ("{", "[]", '{"rows": []}', '{"config": {}, "rows": []}'):
+        (damaged / "results.json").write_text(content)
+        told = call(runs / "mix0", begun, damaged, file, tmp_path)
+        assert "not finished (it has logged step 30)" in told.err
+        assert "damaged" in told.err and "a.log is no run" in told.err
+        assert len(told.err.splitlines()) == 4
+        assert "### Left out" in told.out and "70.00" in told.out
+    with pytest.raises(SystemExit) as stop:
+        call(begun)
+    assert stop.value.code == 2
+    assert "no finished run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--formt=csv"], "did you mean --format?"),
+        ([], "RUN"),
+        (["--to=report.pdf"], "must end in .md, .csv, .html"),
+        (["--to=nowhere/report.md"], "No such file"),
+    ],
+)
+def test_wrong_arguments_are_told_in_a_line(runs, call, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        call(*arguments, *([runs / "mix0"] if arguments else []))
+    told = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message in told and told.startswith("bvit: ") and len(told.splitlines()) == 1

@@ -4,12 +4,11 @@ Kim, Kim and Han, “Image Classification of Blurred Images Without Deblurring�
 """
 
 import dataclasses
-import statistics
 from collections.abc import Sequence
-from typing import Any
 
-PRETRAINED = "pretrained"
-NOT_RUN = "not run"
+from bvit.evaluation.comparison import PRETRAINED, Group
+from bvit.evaluation.report import NOTHING, Row
+from bvit.evaluation.tables import NOT_RUN, cell, over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,65 +78,53 @@ TABLES = (
 )
 
 
-def training_of(config: dict[str, Any]) -> str:
-    """What a run trained on: a condition, or "pretrained" if it only evaluated given weights."""
-    only_evaluated = config["init_from"] and config["train"]["steps"] == 0
-    return PRETRAINED if only_evaluated else config["train"]["condition"]
-
-
-def lines(table: Table, results: Sequence[dict[str, Any]]) -> list[list[str]]:
+def lines(table: Table, groups: Sequence[Group]) -> list[list[str]]:
     """A table as rows of text, header first: model, then the paper's number and ours by column.
 
     Args:
       table: one of `TABLES`.
-      results: contents of the `results.json` of runs. Models that the paper does not have get
-        rows of their own, without the paper's numbers.
+      groups: our runs. Models that the paper does not have get rows of their own, without the
+        paper's numbers. What several groups give for one cell stands there with their labels.
     """
     header = ["model"]
     for column in table.columns:
         header += [f"{column.title}: paper", "ours [95 % interval]"]
     models = dict.fromkeys(table.numbers)
-    for result in results:
-        name = _row_name(result["config"]["model"]["name"], table)
-        if any(_matching(column, table, [result], name) for column in table.columns):
-            models[name] = None
+    for one in groups:
+        if any(_found(column, one) for column in table.columns):
+            models[_row_name(one, table)] = None
+    models.pop("", None)
     rows = [header]
     for name in models:
         row = [name]
-        published = table.numbers.get(name, ("–",) * len(table.columns))
+        published = table.numbers.get(name, (NOTHING,) * len(table.columns))
+        ours = [one for one in groups if _row_name(one, table) == name]
         for number, column in zip(published, table.columns, strict=True):
-            found = _matching(column, table, results, name)
-            row += [str(number), _ours(found, table.metric)]
+            row += [str(number), _ours(column, table.metric, ours)]
         rows.append(row)
     return rows
 
 
-def _row_name(model: str, table: Table) -> str:
-    return "vit" if "vit" in table.numbers and model.startswith("vit") else model
+def _row_name(one: Group, table: Table) -> str:
+    """Where a group stands in a table; "" in none, as a CNN among ViTs."""
+    model = one.runs[0].settings["model.name"]
+    if "vit" in table.numbers:
+        return "vit" if model.startswith("vit") else ""
+    return model
 
 
-def _matching(
-    column: Column, table: Table, results: Sequence[dict[str, Any]], name: str
-) -> list[dict[str, Any]]:
-    return [
-        row
-        for result in results
-        if _row_name(result["config"]["model"]["name"], table) == name
-        and column.train in ("", training_of(result["config"]))
-        for row in result["rows"]
-        if (row["condition"], row["policy"], row["budget"])
-        == (column.condition, column.policy, None)
-    ]
+def _found(column: Column, one: Group) -> Row | None:
+    if column.train not in ("", one.runs[0].trained_on):
+        return None
+    wanted = (column.condition, column.policy, None)
+    return next((r for r in one.rows if (r["condition"], r["policy"], r["budget"]) == wanted), None)
 
 
-def _ours(rows: Sequence[dict[str, Any]], metric: str) -> str:
-    if not rows:
-        return NOT_RUN
-    values = [100 * row[metric] for row in rows]
-    if len(rows) > 1:
-        spread = f"{min(values):.2f} to {max(values):.2f}"
-        return f"{statistics.mean(values):.2f} (of {len(rows)} runs, {spread})"
-    if metric == "top1":
-        low, high = (100 * bound for bound in rows[0]["ci95"])
-        return f"{values[0]:.2f} [{low:.1f}, {high:.1f}]"
-    return f"{values[0]:.2f}"
+def _ours(column: Column, metric: str, groups: Sequence[Group]) -> str:
+    found = [(one.label, row) for one in groups if (row := _found(column, one))]
+    texts = []
+    for label, row in found:
+        notes = [over([row])] if row["seeds"] > 1 else []
+        notes += [label] if len(found) > 1 else []
+        texts.append(cell(row, metric) + (f" ({', '.join(notes)})" if notes else ""))
+    return "; ".join(texts) or NOT_RUN

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from bvit import config as config_lib
-from bvit.evaluation import evaluate, pictures, report
+from bvit.evaluation import evaluate, pictures, plots, report
 from bvit.evaluation.evaluator import Evaluator
 from bvit.models.inputs import shown_levels
 from bvit.training import setup, sharding
@@ -33,7 +33,7 @@ def show_samples(experiment: setup.Experiment, writer: MetricsWriter, folder: Pa
             if policy.name not in SHOW_EVERYTHING
         }
         figure = pictures.sheet(np.asarray(image), levels)
-        writer.image(0, f"samples/{name}", report.pixels(figure))
+        writer.image(0, f"samples/{name}", plots.pixels(figure))
         figure.savefig(folder / f"samples_{name.replace(':', '_')}.png", dpi=100)
 
 
@@ -57,9 +57,9 @@ def write(results: dict[str, Any], run: RunDirectory, writer: MetricsWriter) -> 
     rows = curves(results["rows"])
     writer.accuracies(results["step"], rows)
     writer.hparams(config_lib.flatten(results["config"]), rows)
-    for name, figure in report.draw(results["rows"], read_metrics(run.path)).items():
+    for name, figure in plots.draw({"": results["rows"]}, {"": [read_metrics(run.path)]}).items():
         figure.savefig(run.figures / f"{name}.png", dpi=150)
-        writer.image(results["step"], f"figures/{name}", report.pixels(figure))
+        writer.image(results["step"], f"figures/{name}", plots.pixels(figure))
     write_json(run.results, results)
 
 

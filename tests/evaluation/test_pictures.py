@@ -1,7 +1,7 @@
 import numpy as np
 
 from bvit.evaluation.pictures import DIMMED, FRAMES, draw_levels, sheet
-from bvit.evaluation.report import pixels
+from bvit.evaluation.plots import pixels
 
 
 def make_image():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bvit.evaluation.statistics import paired_difference, wilson_interval
+from bvit.evaluation.statistics import paired_difference, t95, t_interval, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,18 @@ def test_equal_outcomes_leave_some_doubt():
 def test_different_pictures_cannot_be_paired():
     with pytest.raises(ValueError, match="same pictures"):
         paired_difference(np.ones(3, bool), np.ones(4, bool))
+
+
+@pytest.mark.parametrize(
+    "freedom, quantile",  # scipy.stats.t.ppf(0.975, freedom)
+    [(1, 12.70620), (3, 3.18245), (10, 2.22814), (11, 2.20099), (20, 2.08596), (1000, 1.96234)],
+)
+def test_quantiles_of_students_t(freedom, quantile):
+    np.testing.assert_allclose(t95(freedom), quantile, rtol=2e-4)
+
+
+def test_t_interval_is_that_of_scipy():
+    mean, interval = t_interval([0.5, 0.52, 0.57])
+    assert mean == pytest.approx(0.53)
+    # scipy.stats.t.interval(0.95, 2, loc=mean, scale=scipy.stats.sem(values))
+    np.testing.assert_allclose(interval, (0.440433, 0.619567), rtol=1e-4)

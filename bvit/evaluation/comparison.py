@@ -1,0 +1,161 @@
+"""Runs side by side: grouped by what differs in their configs, with means over seeds."""
+
+import dataclasses
+import functools
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from bvit import config as config_lib
+from bvit.evaluation.report import Row, format_value, policy_label
+from bvit.evaluation.statistics import t_interval
+
+# What does not tell runs apart: what was tested of a run, and how it was computed, not what.
+# (`data.dir` does: another folder may hold other pictures.)
+IGNORED = ("seed", "eval", "log", "checkpoint", "mesh", "data.num_workers")
+# With more columns than these, those that say nothing new are left out of the tables of results.
+MANY_COLUMNS = 4
+PRETRAINED = "pretrained"
+# Of a row, what is averaged over seeds without an interval.
+AVERAGED = ("tokens", "top5", "gflops", "images_per_s")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+      name: of its directory.
+      results: what its `results.json` holds.
+      lines: those of its `metrics.jsonl`.
+    """
+
+    name: str
+    results: dict[str, Any]
+    lines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """Its config with dotted keys; what its time did not know yet, by today's default."""
+        now = config_lib.flatten(config_lib.to_dict(config_lib.default_config()))
+        config = config_lib.flatten(self.results["config"])
+        return {k: v for k, v in now.items() if not k.startswith("model.")} | config
+
+    @property
+    def trained_on(self) -> str:
+        """A condition, or "pretrained" if it only evaluated given weights."""
+        only_evaluated = self.settings["init_from"] and self.settings["train.steps"] == 0
+        return PRETRAINED if only_evaluated else self.settings["train.condition"]
+
+    @property
+    def caption(self) -> str:
+        """What was trained, for how long, and on how many pictures it was tested."""
+        c, found = self.settings, self.results
+        return (
+            f"{c['model.name']} on {c['data.name']} at {c['data.image_size']} px, "
+            f"{self.trained_on}, {found['step']} steps of {c['train.batch_size']}, "
+            f"n = {found['rows'][0]['n']}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but their seed.
+
+    Attributes:
+      settings: those in which the groups differ.
+      runs: at least one.
+      label: what tells it from the others, short; "" where there are no others.
+    """
+
+    settings: dict[str, Any]
+    runs: tuple[Run, ...]
+    label: str
+
+    @functools.cached_property
+    def rows(self) -> list[Row]:
+        """A row for each condition and policy: the mean over seeds, "seeds" says of how many.
+
+        The 95 % interval of several seeds is that of their mean (`t_interval`); that of a single
+        one is over its pictures. A seed that was run twice counts once.
+        """
+        cells: dict[tuple[str, str], dict[int, Row]] = {}
+        for run in self.runs:
+            for row in run.results["rows"]:
+                cell = cells.setdefault((row["condition"], policy_label(row)), {})
+                cell.setdefault(run.results["seed"], row)
+        return [_mean_row(list(cell.values())) for cell in cells.values()]
+
+
+def _mean_row(rows: Sequence[Row]) -> Row:
+    first = rows[0]
+    if len(rows) == 1:
+        return {**first, "seeds": 1}
+    mean: Row = {key: statistics.fmean(row[key] for row in rows) for key in AVERAGED}
+    mean["top1"], interval = t_interval([row["top1"] for row in rows])
+    mean["ci95"] = [max(0.0, interval[0]), min(1.0, interval[1])]
+    if all(row["difference"] is not None for row in rows):
+        mean["difference"], interval = t_interval([row["difference"] for row in rows])
+        mean["difference_ci95"] = list(interval)
+    return {**first, **mean, "seeds": len(rows)}
+
+
+def group(runs: Iterable[Run]) -> list[Group]:
+    """Groups runs by what differs in their configs, and sorts the groups by it."""
+    runs = list(runs)
+    keys = differing([run.settings for run in runs])
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps([run.settings.get(key) for key in keys]), []).append(run)
+    settings = [{key: g[0].settings.get(key) for key in keys} for g in groups.values()]
+    shown = telling(settings)
+    found = [
+        Group(differ, tuple(members), ", ".join(_named(key, differ[key]) for key in shown))
+        for differ, members in zip(settings, groups.values(), strict=True)
+    ]
+    return sorted(found, key=lambda one: [_order(one.settings[key]) for key in shown])
+
+
+def differing(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """The keys, in the order of the config, in which runs differ and which tell them apart."""
+    keys = dict.fromkeys(key for one in settings for key in one)
+    return [
+        key
+        for key in keys
+        if not any(key == free or key.startswith(free + ".") for free in IGNORED)
+        and len({json.dumps(one.get(key)) for one in settings}) > 1
+    ]
+
+
+def telling(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """Those keys that are shown in each row: all, unless they are many.
+
+    Of many, as between a CNN and a ViT, only those that tell rows apart which the ones before them
+    do not.
+    """
+    keys = list(settings[0])
+    if len(keys) <= MANY_COLUMNS:
+        return keys
+    shown: list[str] = []
+    for key in sorted(keys, key=lambda key: key != "model.name"):  # what the others follow from
+        if _distinct(settings, [*shown, key]) > _distinct(settings, shown):
+            shown.append(key)
+    return shown
+
+
+def _distinct(settings: Sequence[dict[str, Any]], keys: Sequence[str]) -> int:
+    return len({json.dumps([one[key] for key in keys]) for one in settings})
+
+
+def _named(key: str, value: Any) -> str:
+    """A value in a legend: with its key, unless it speaks for itself."""
+    speaks = isinstance(value, str) and value
+    return value if speaks else f"{key.rpartition('.')[2]}={format_value(value)}"
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    """Sorts numbers as numbers, before words, before what is not set."""
+    if value is None:
+        return 2, 0.0, ""
+    return (0, value, "") if isinstance(value, int | float) else (1, 0.0, str(value))
