@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
-from bvit.image.conditions import apply_condition, indexed_keys
+from bvit.image.conditions import apply_condition, drawn_by, indexed_keys
 from bvit.image.pixels import to_float
 from bvit.models.inputs import Policy, for_policy, prepare
 from bvit.training.sharding import batch_sharding, per_image
@@ -61,7 +61,7 @@ def label_rank(logits: Float[Array, "n c"], label: Int[Array, " n"]) -> Int[Arra
 
 def make_corrupt(condition: str, *, seed: int, mesh: Mesh) -> Callable[[Array, Array], Array]:
     """Builds (uint8 images, test indices) → pixels in [0, 1] under a condition, jitted."""
-    stream = zlib.crc32(condition.encode()) & 0x7FFFFFFF
+    stream = zlib.crc32(drawn_by(condition).encode()) & 0x7FFFFFFF
 
     def corrupt(image: Array, index: Array) -> Array:
         key = jax.random.fold_in(jax.random.key(seed), EVALUATION_STREAM)

@@ -81,6 +81,19 @@ def random_gaussian_blur(
     return _random_blur(keys, image, sigma_range, probability, kernel_size=kernel_size)
 
 
+def drawn_sigma(
+    key: Key[Array, "*b"],
+    *,
+    sigma_range: tuple[float, float] = (1.0, 2.0),
+    probability: float = 1.0,
+) -> Float[Array, "*b"]:
+    """The sigma by which `random_gaussian_blur` blurs the image of each key (typed), in pixels."""
+    draw = partial(_draw_sigma, sigma_range=sigma_range, probability=probability)
+    for _ in key.shape:
+        draw = jax.vmap(draw)
+    return draw(key)
+
+
 def region_blur(
     key: Key[Array, "*b"],
     image: Float[ArrayLike, "*b h w c"],
@@ -131,9 +144,7 @@ def _blur(image, sigma, *, kernel_size):
 @partial(jax.jit, static_argnames="kernel_size")
 def _random_blur(keys, image, sigma_range, probability, *, kernel_size):
     def blur(one, key):
-        sigma_key, coin_key = jax.random.split(key)
-        chosen = _uniform(coin_key, (0.0, 1.0)) < probability
-        sigma = jnp.where(chosen, _uniform(sigma_key, sigma_range), 0.0)
+        sigma = _draw_sigma(key, sigma_range, probability)
         return _blur_one(one, sigma, kernel_size=kernel_size)
 
     return map_images(blur, image, keys)
@@ -149,6 +160,12 @@ def _region_blur(keys, image, sigma_range, area_range, *, kernel_size):
         return jnp.where(region[..., None], blurred, one), jnp.where(region, sigma, 0.0)
 
     return map_images(blur, image, keys)
+
+
+def _draw_sigma(key, sigma_range, probability):
+    sigma_key, coin_key = jax.random.split(key)
+    chosen = _uniform(coin_key, (0.0, 1.0)) < probability
+    return jnp.where(chosen, _uniform(sigma_key, sigma_range), 0.0)
 
 
 def _uniform(key, bounds):

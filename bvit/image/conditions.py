@@ -4,18 +4,23 @@ Training and evaluation read the same table, so that “blur” means one thing.
 "sharp+blur" draws one of its parts for each image with equal chance; "mix" is the paper's name for
 that one. Some names take an argument: "gaussian:2.5" blurs every image with that σ,
 "imagenet_c:defocus_blur:3" is ImageNet-C's blur of that severity, "region:motion" does the motion
-in a random region of each image, and "noisy:motion" adds a sensor's noise afterwards.
+in a random region of each image, "noisy:motion" adds a sensor's noise afterwards, and
+"stored:motion" only rounds to the 8 bits of a file.
+
+"wiener:blur" and "richardson_lucy:blur" undo the blur again, by the σ that the condition after the
+colon drew; "wiener_blind:…" and "richardson_lucy_blind:…" estimate it from the picture. All round
+the blurred picture to 8 bits first: without that, far more could be restored than of any file.
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from bvit.image.blur import gaussian_blur, random_gaussian_blur, region_blur
+from bvit.image.blur import drawn_sigma, gaussian_blur, random_gaussian_blur, region_blur
 from bvit.image.camera import (
     random_anisotropic_gaussian_blur,
     random_box_blur,
@@ -24,9 +29,10 @@ from bvit.image.camera import (
     random_shake_blur,
 )
 from bvit.image.corruptions import ALEXNET_ERROR, SEVERITIES, check_corruption, corrupt
+from bvit.image.deblur import deblur_gaussian
 from bvit.image.draws import split_each
 from bvit.image.glass import random_glass_blur
-from bvit.image.noise import sensor_noise
+from bvit.image.noise import round_to_bits, sensor_noise
 from bvit.image.region import region_mask
 from bvit.image.variable import random_variable_gaussian_blur
 from bvit.image.zoom import random_zoom_blur
@@ -36,10 +42,21 @@ Pixels = Float[Array, "n h w c"]
 # The paper's section 4.1: a 19×19 kernel, σ drawn from U(1, 2) for each image.
 PAPER_SIGMA_RANGE = (1.0, 2.0)
 PAPER_KERNEL_SIZE = 19
+# Of a stored picture, for each value.
+STORED_BITS = 8
 
 Condition = Callable[[Array, Pixels], Pixels]
 
-# The conditions over which ImageNet-C's benchmark of blurs takes its means.
+# What deblurs: by which method, and whether the blur's σ has to be estimated.
+DEBLURRING = {
+    "wiener": ("wiener", False),
+    "wiener_blind": ("wiener", True),
+    "richardson_lucy": ("richardson_lucy", False),
+    "richardson_lucy_blind": ("richardson_lucy", True),
+}
+
+# The conditions over which ImageNet-C's benchmark of blurs takes its means; "imagenet_c" is short
+# for them where several are listed.
 IMAGENET_C = tuple(
     f"imagenet_c:{name}:{severity}" for name in ALEXNET_ERROR for severity in SEVERITIES
 )
@@ -57,18 +74,23 @@ def _blur(keys: Array, image: Pixels) -> Pixels:
 
 
 def _gaussian(sigma: str) -> Condition:
-    try:
-        value = float(sigma)
-    except ValueError:
-        value = -1.0
-    if not value >= 0:
-        raise ValueError(f"gaussian takes a sigma of 0 or more, as gaussian:2.5: got {sigma!r}.")
+    value = _number(sigma)
 
     def blur(keys: Array, image: Pixels) -> Pixels:
         del keys
         return gaussian_blur(image, value, kernel_size=PAPER_KERNEL_SIZE)
 
     return blur
+
+
+def _number(sigma: str) -> float:
+    try:
+        value = float(sigma)
+    except ValueError:
+        value = -1.0
+    if not value >= 0:
+        raise ValueError(f"gaussian takes a sigma of 0 or more, as gaussian:2.5: got {sigma!r}.")
+    return value
 
 
 def _imagenet_c(blur_and_severity: str) -> Condition:
@@ -101,6 +123,43 @@ def _noisy(before: str) -> Condition:
     return expose
 
 
+def _stored(before: str) -> Condition:
+    change = _part(before)
+    return lambda keys, image: round_to_bits(change(keys, image), STORED_BITS)
+
+
+def _deblurred(before: str, *, kind: str) -> Condition:
+    method, blind = DEBLURRING[kind]
+    picture, sigma = _stored(before), None if blind else _known_sigma(before, kind)
+
+    def deblur(keys: Array, image: Pixels) -> Pixels:
+        known = None if blind else sigma(keys)
+        return deblur_gaussian(
+            picture(keys, image), known, method=method, kernel_size=PAPER_KERNEL_SIZE
+        )
+
+    return deblur
+
+
+def _known_sigma(name: str, kind: str) -> Callable[[Array], Float[Array, " n"]]:
+    """Keys → the σ of the Gaussian by which a condition blurs the image of each."""
+    before, _, argument = name.partition(":")
+    if name == "blur":
+        return partial(drawn_sigma, sigma_range=PAPER_SIGMA_RANGE)
+    if before == "gaussian":
+        value = _number(argument)
+        return lambda keys: jnp.full(keys.shape, value, jnp.float32)
+    if before == "stored":
+        return _known_sigma(argument, kind)
+    if before == "noisy":
+        sigma = _known_sigma(argument, kind)
+        return lambda keys: sigma(split_each(keys)[1])
+    raise ValueError(
+        f"{kind} must know the sigma of a Gaussian blur, and {name!r} has none: use blur or "
+        f"gaussian:SIGMA, also with noisy: or stored: before it, or {kind}_blind:{name}."
+    )
+
+
 CONDITIONS: dict[str, Condition] = {
     "sharp": _sharp,
     "blur": _blur,
@@ -121,7 +180,27 @@ WITH_ARGUMENT: dict[str, Callable[[str], Condition]] = {
     "imagenet_c": _imagenet_c,
     "region": _region,
     "noisy": _noisy,
+    "stored": _stored,
+    **{kind: partial(_deblurred, kind=kind) for kind in DEBLURRING},
 }
+# Those of them that draw nothing themselves.
+DRAWLESS = ("stored", *DEBLURRING)
+
+
+def expand(names: Iterable[str]) -> tuple[str, ...]:
+    """A list of conditions with what stands for several of them written out."""
+    several = {"imagenet_c": IMAGENET_C}
+    return tuple(part for name in names for part in several.get(name, (name,)))
+
+
+def drawn_by(name: str) -> str:
+    """The part of a condition's name that its draws follow from.
+
+    So a picture that is stored or deblurred was blurred as the picture that is not: "wiener:blur"
+    and "blur" both give "blur".
+    """
+    kind, _, before = name.partition(":")
+    return drawn_by(before) if kind in DRAWLESS else name
 
 
 def parts(name: str) -> tuple[Condition, ...]:
@@ -139,13 +218,13 @@ def _part(part: str) -> Condition:
     kind, colon, argument = part.partition(":")
     if colon and kind in WITH_ARGUMENT:
         return WITH_ARGUMENT[kind](argument)
-    known = [*CONDITIONS, *MIXTURES]
-    arguments = ["gaussian:SIGMA", "imagenet_c:BLUR:SEVERITY", "region:NAME", "noisy:NAME"]
-    near = difflib.get_close_matches(part, known + arguments, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "join several with '+'."
-    raise ValueError(
-        f"condition must be one of {', '.join(known + arguments)}: got {part!r}; {hint}"
-    )
+    before_others = [f"{kind}:NAME" for kind in ("noisy", *DRAWLESS, "region")]
+    arguments = ["gaussian:SIGMA", "imagenet_c:BLUR:SEVERITY", *before_others]
+    known = [*CONDITIONS, *MIXTURES, *arguments]
+    by_kind = {name.partition(":")[0]: name for name in reversed(known)}
+    near = difflib.get_close_matches(kind, by_kind, n=1)
+    hint = f"did you mean {by_kind[near[0]]!r}?" if near else "join several with '+'."
+    raise ValueError(f"condition must be one of {', '.join(known)}: got {part!r}; {hint}")
 
 
 def indexed_keys(key: Array, index: Int[Array, " n"]) -> Array:

@@ -51,6 +51,12 @@ def sensor_noise(
     return _noise(image_keys(key, batch), image, read, shot, bits=bits)
 
 
+def round_to_bits(x: Float[Array, "..."], bits: int) -> Float[Array, "..."]:
+    """Clips values to [0, 1], and rounds them to multiples of 1 / (2^bits - 1)."""
+    steps = 2**bits - 1
+    return jnp.round(jnp.clip(x, 0, 1) * steps) / steps
+
+
 @partial(jax.jit, static_argnames="bits")
 def _noise(keys, image, read, shot, *, bits):
     def expose(one, key, read, shot):
@@ -64,8 +70,7 @@ def _noise(keys, image, read, shot, *, bits):
         deviation = jnp.where(noisy, jnp.sqrt(jnp.where(noisy, variance, 1)), 0)
         x = x + deviation * jax.random.normal(key, x.shape, dtype)
         if bits is not None:
-            steps = 2**bits - 1
-            x = jnp.round(jnp.clip(x, 0, 1) * steps) / steps
+            x = round_to_bits(x, bits)
         return x.astype(one.dtype)
 
     read, shot = (jnp.broadcast_to(x, image.shape[:-3]) for x in (read, shot))

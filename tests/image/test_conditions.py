@@ -6,15 +6,19 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from bvit.image.blur import gaussian_blur
+from bvit.image.blur import drawn_sigma, gaussian_blur, random_gaussian_blur
 from bvit.image.conditions import (
     CONDITIONS,
     IMAGENET_C,
     apply_condition,
+    drawn_by,
+    expand,
     indexed_keys,
     parts,
 )
 from bvit.image.corruptions import corrupt
+from bvit.image.deblur import deblur_gaussian
+from bvit.image.draws import split_each
 
 COUNT = 60
 
@@ -69,6 +73,51 @@ def test_imagenet_c_is_named_by_blur_and_severity(pictures):
     assert all(len(parts(name)) == 1 for name in IMAGENET_C)
 
 
+def test_imagenet_c_alone_stands_for_all_of_them():
+    assert expand(["sharp", "imagenet_c"]) == ("sharp", *IMAGENET_C)
+
+
+@pytest.mark.parametrize("inner", ["blur", "gaussian:1.5", "stored:gaussian:1.5", "noisy:blur"])
+def test_deblurring_is_of_the_stored_picture_by_the_sigma_it_was_blurred_by(pictures, inner):
+    keys, image = (x[:5] for x in pictures)
+    stored = apply_condition(f"stored:{inner}", keys, image)
+    np.testing.assert_allclose(stored * 255, np.round(np.asarray(stored) * 255), atol=1e-4)
+    own_keys = split_each(keys)[1] if inner.startswith("noisy") else keys
+    sigma = drawn_sigma(own_keys) if inner.endswith("blur") else jnp.full(5, 1.5)
+    expected = deblur_gaussian(stored, sigma)
+    np.testing.assert_allclose(apply_condition(f"wiener:{inner}", keys, image), expected, atol=1e-6)
+
+
+def test_the_sigma_that_is_told_is_the_one_that_is_drawn(pictures):
+    keys, image = pictures
+    sigma = drawn_sigma(keys, sigma_range=(0.5, 3.0), probability=0.5)
+    assert 15 < (sigma > 0).sum() < 45
+    blurred = random_gaussian_blur(keys, image, sigma_range=(0.5, 3.0), probability=0.5)
+    np.testing.assert_allclose(gaussian_blur(image, sigma), blurred, atol=1e-6)
+
+
+def test_blind_deblurring_follows_any_blur(pictures):
+    keys, image = (x[:5] for x in pictures)
+    expected = deblur_gaussian(apply_condition("stored:box", keys, image), method="wiener")
+    np.testing.assert_allclose(
+        apply_condition("wiener_blind:box", keys, image), expected, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [
+        ("blur", "blur"),
+        ("stored:blur", "blur"),
+        ("wiener_blind:stored:gaussian:2", "gaussian:2"),
+        ("richardson_lucy:noisy:blur", "noisy:blur"),
+        ("sharp+blur", "sharp+blur"),
+    ],
+)
+def test_a_deblurred_picture_draws_what_the_blurred_one_does(name, drawn):
+    assert drawn_by(name) == drawn
+
+
 def test_region_leaves_the_rest_as_it_is(pictures):
     keys, image = pictures
     same = np.asarray(apply_condition("region:box", keys, image) == image).all(-1).mean((1, 2))
@@ -107,6 +156,10 @@ def test_what_happens_to_an_image_depends_on_its_key_alone(pictures):
         ("gaussian:-1", "0 or more"),
         ("", "must be one of"),
         ("noisy:moton", "did you mean 'motion'"),
+        ("weiner:blur", "did you mean 'wiener:NAME'"),
+        ("wiener:motion", "'motion' has none: .* or wiener_blind:motion"),
+        ("wiener:noisy:region", "'region' has none"),
+        ("richardson_lucy:gaussian:-1", "0 or more"),
         ("imagenet_c:fog:1", "imagenet_c:defocus_blur:3; name must be one of"),
         ("imagenet_c:zoom_blur:6", "severity must be 1, 2, 3, 4 or 5"),
         ("imagenet_c:zoom_blur", "severity must be 1, 2, 3, 4 or 5"),

@@ -10,7 +10,13 @@ import skimage.data
 from skimage import restoration
 
 from bvit.image.convolve import convolve
-from bvit.image.deblur import richardson_lucy, wiener
+from bvit.image.deblur import (
+    LEAST_NOISE_TO_SIGNAL,
+    deblur_gaussian,
+    measured_noise_to_signal,
+    richardson_lucy,
+    wiener,
+)
 from bvit.image.kernels import gaussian_kernel, motion_kernel
 
 PHOTOS = np.stack(
@@ -77,6 +83,34 @@ def test_less_noise_is_sharper():
     assert (errors[1] < errors[0]).all()
     each = wiener(BLURRED, KERNELS, noise_to_signal=np.array([1e-1, 1e-3]))
     np.testing.assert_allclose(error(each, PHOTOS), [errors[0][0], errors[1][1]], rtol=1e-4)
+
+
+def test_the_noise_is_measured_as_it_was_added():
+    rng = np.random.default_rng(0)
+    smooth = np.asarray(convolve(PHOTOS, gaussian_kernel(2.0, kernel_size=13)))
+    quiet = np.asarray(measured_noise_to_signal(smooth))
+    assert (quiet < 1.2 * LEAST_NOISE_TO_SIGNAL).all()
+    noisy = smooth + rng.normal(size=smooth.shape).astype(np.float32) * 0.03
+    ratio = 0.03**2 / noisy.var((1, 2)).mean(-1)
+    np.testing.assert_allclose(measured_noise_to_signal(noisy), quiet + ratio, rtol=0.4)
+
+
+@pytest.mark.parametrize("method", ["wiener", "richardson_lucy"])
+def test_a_gaussian_is_undone_with_its_sigma_and_without(method):
+    sigma = np.array([1.5, 1.2])
+    blurred = np.asarray(convolve(PHOTOS, gaussian_kernel(sigma)))
+    before = error(blurred, PHOTOS)
+    known = error(deblur_gaussian(blurred, sigma, method=method), PHOTOS)
+    blind = error(deblur_gaussian(blurred, method=method), PHOTOS)
+    assert (known < 0.75 * before).all()
+    assert blind[0] < 0.75 * before[0]  # the other's soft fur is taken for a wider blur
+
+
+def test_deblur_gaussian_refuses_other_methods_and_sigmas():
+    with pytest.raises(ValueError, match="method must be one of wiener, richardson_lucy"):
+        deblur_gaussian(BLURRED, 1.0, method="weiner")
+    with pytest.raises(ValueError, match="sigma"):
+        deblur_gaussian(BLURRED, np.ones(3))
 
 
 @pytest.mark.parametrize("name", METHODS)
