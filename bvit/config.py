@@ -86,6 +86,9 @@ def default_config() -> ConfigDict:
     c.log = ConfigDict()
     c.log.every_steps = 10  # a line in metrics.jsonl and a point on the curves
 
+    c.profile = ConfigDict()
+    c.profile.steps = ()  # first and last training step to trace, as 10,20; () = none
+
     c.mesh = ConfigDict()  # how the devices are laid out; -1 takes what is left
     c.mesh.data = -1  # splits the batch
     c.mesh.fsdp = 1  # splits the batch and the parameters
@@ -97,6 +100,7 @@ def default_config() -> ConfigDict:
 RESUME_MAY_CHANGE = (
     "mesh",
     "log",
+    "profile",
     "checkpoint",
     "train.accumulate",
     "data.num_workers",

@@ -72,7 +72,7 @@ def finished(environment, tmp_path_factory):
     """A run directory of a whole, undisturbed run, started as people do; and what it printed."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
     done = subprocess.run(
-        [sys.executable, "-m", "bvit.main", *arguments(workdir)],
+        [sys.executable, "-m", "bvit.main", *arguments(workdir, **{"profile.steps": "2,3"})],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -103,6 +103,7 @@ def test_a_run_tells_what_it_is_and_where_everything_lies(finished):
         assert (workdir / name).stat().st_size > 0
     assert (workdir / "checkpoints" / str(STEPS)).is_dir()
     assert list((workdir / "tensorboard").glob("events*"))
+    assert list((workdir / "tensorboard").glob("plugins/profile/*/*.xplane.pb"))
     assert not list(workdir.rglob("*.partial"))
 
 
@@ -307,6 +308,7 @@ BAD_INPUT = {
     "missing folder": ({"data.name": "folder", "data.dir": "/does/not/exist"}, "/does/not/exist"),
     "no such model": ({"model.name": "vit_tinny_patch16_224"}, "vit_tiny_patch16_224"),
     "colon in a policy": ({"eval.policies": "drop:half"}, "drop:32"),
+    "profile beyond the training": ({"profile.steps": f"3,{STEPS + 1}"}, "profile.steps"),
     "warm-up longer than the training": ({"optimizer.warmup": 9.0}, "optimizer.warmup"),
 }
 

@@ -22,6 +22,7 @@ from bvit.training.feed import Feed
 from bvit.training.interrupt import Interrupted, SignalWatch
 from bvit.training.meter import Meter
 from bvit.training.metrics import MetricsWriter
+from bvit.training.profile import StepTrace
 from bvit.training.rundir import RunDirectory, write_json
 from bvit.training.state import TrainState, create_state
 from bvit.training.step import Metrics, Recipe, make_train_step
@@ -65,12 +66,13 @@ def _run(experiment: setup.Experiment, run: RunDirectory, signals: SignalWatch) 
         is_main = distributed.is_main()
         writer = MetricsWriter(run.path if is_main else None, start_step=step)
         evaluator = setup.make_evaluator(experiment)
-        with contextlib.closing(writer):
+        trace = StepTrace(experiment.config.profile.steps, run.path / "tensorboard")
+        with contextlib.closing(writer), contextlib.closing(trace):
             if is_main:
                 write_json(run.path / "classes.json", list(experiment.train_source.class_names))
             if is_main and not step:
                 results.show_samples(experiment, writer, run.figures)
-            state = train(experiment, state, checkpoints, writer, evaluator, signals)
+            state = train(experiment, state, checkpoints, writer, trace, evaluator, signals)
             found = results.gather(experiment, state, evaluator)
             if is_main:
                 results.write(found, run, writer)
@@ -107,6 +109,7 @@ def train(
     state: TrainState,
     checkpoints: Checkpoints,
     writer: MetricsWriter,
+    trace: StepTrace,
     evaluator: Evaluator,
     signals: SignalWatch,
 ) -> TrainState:
@@ -135,7 +138,8 @@ def train(
     with contextlib.closing(feed), contextlib.closing(meter), signals.held():
         for step in range(start + 1, total + 1):
             batch = evaluate.put_batch(meter.wait_for(feed), experiment.mesh)
-            state, metrics = updates[_draw(c.seed, step, len(updates))](state, batch)
+            update = updates[_draw(c.seed, step, len(updates))]
+            state, metrics = trace.run(step, update, state, batch)
             metrics["signal"] = distributed.greatest(signals.received, experiment.mesh)
             stop = meter.read(*pending) if pending else 0
             pending = (step, metrics)

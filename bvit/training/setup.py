@@ -26,6 +26,7 @@ from bvit.models.inputs import BETWEEN_LAYERS, Policy, parse_policy
 from bvit.models.vit import VisionTransformer
 from bvit.training import sharding
 from bvit.training.optimizer import make_optimizer, make_schedule
+from bvit.training.profile import check_steps
 from bvit.training.step import Recipe
 
 # Training crops that the nearest neighbour chooses from: a quarter, which takes seconds to read.
@@ -106,6 +107,7 @@ def prepare(config: ConfigDict) -> Experiment:
     for policy in (*train_policies, *policies):
         cost.num_tokens(model, policy, c.data.image_size)  # a budget that can't be is an error here
     total_steps = _total_steps(c, len(train_source))
+    check_steps(c.profile.steps, total_steps)
     schedule = make_schedule(
         c.optimizer.schedule,
         learning_rate=c.optimizer.learning_rate,
