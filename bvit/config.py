@@ -41,11 +41,15 @@ def default_config() -> ConfigDict:
     c.tokens = ConfigDict()
     # What training does with blurry patches, see bvit.models.tokens: name, name:tokens or
     # name:share. Of several ("keep,merge:0.5") each step draws one, so that one checkpoint serves
-    # every budget.
+    # every budget. With :threshold as well ("drop:0.5:threshold"), places of the budget stay empty
+    # where patches are under the threshold. zero alone is the paper's experiment, by the Laplacian.
     c.tokens.policy = "keep"
-    c.tokens.score = "laplacian"  # what patches are ranked by
+    # What patches are ranked by: relative, reblur, laplacian (the paper's), tenengrad or entropy.
+    c.tokens.score = "relative"
     c.tokens.budget = _optional(int)  # patch tokens computed where a policy names no budget
-    c.tokens.threshold = 100.0  # the paper's: variance of the Laplacian under which zero blanks
+    # The score from which a patch counts as sharp; None = the score's own (relative 0.07, laplacian
+    # the paper's 100, …: bvit.image.scores.THRESHOLDS).
+    c.tokens.threshold = _optional(float)
     c.tokens.zero_at = "pixels"  # zero blanks in the "pixels" (black) or when "normalized" (mean)
 
     c.train = ConfigDict()

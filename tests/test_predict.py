@@ -14,8 +14,8 @@ from trained import CLASSES, SIZE, run_directory, write_picture
 from bvit import predict, runs
 from bvit.data.decode import center_crop
 from bvit.evaluation import predictor
-from bvit.image.focus import patch_laplacian_variance
 from bvit.image.pixels import normalize, to_float
+from bvit.image.scores import THRESHOLDS, relative_detail
 from bvit.image.sigma import estimate_sigma
 from bvit.models import tokens
 from bvit.models.inputs import Policy
@@ -99,22 +99,25 @@ def test_blur_is_told_as_a_sigma_and_the_share_of_blurry_patches(command, pictur
     _, out, _ = command("--format=jsonl", "--policy=keep", pictures / "0.png")
     (row,) = read_rows(out)
     image = to_float(seen(pictures / "0.png"))
-    variance = patch_laplacian_variance(image, patch_size=8)
+    blurry = np.asarray(relative_detail(image, patch_size=8) < THRESHOLDS["relative"])
     assert 0 < row["blurry_patches"] < 1
-    assert row["blurry_patches"] == pytest.approx(float(np.mean(variance < 100)), abs=1e-4)
+    assert row["blurry_patches"] == pytest.approx(float(blurry.mean()), abs=1e-4)
     assert row["sigma"] == pytest.approx(float(estimate_sigma(image)), abs=0.01)
     assert row["tokens"] == 16
 
 
 def test_budgets_that_follow_from_the_picture(command, pictures, tmp_path):
-    flat = tmp_path / "flat.png"
+    flat, corner = tmp_path / "flat.png", tmp_path / "corner.png"
     Image.new("RGB", (40, 40), (90, 120, 30)).save(flat)
-    code, out, err = command("--format=jsonl", "--budget=auto", flat, pictures / "0.png")
-    plain, half = read_rows(out)
+    pixels = np.full((40, 40, 3), 128, np.uint8)
+    pixels[:12, :12] = np.random.default_rng(0).integers(0, 256, (12, 12, 3))
+    Image.fromarray(pixels).save(corner)
+    code, out, err = command("--format=jsonl", "--budget=auto", flat, corner)
+    plain, detailed = read_rows(out)
     assert code == 0
-    assert plain["tokens"] == 4 and 4 < half["tokens"] < 16
-    (wanted,) = by_hand([pictures / "0.png"], "merge", int(half["tokens"]))
-    assert half["confidence"] == pytest.approx(wanted.max(), abs=1e-4)
+    assert plain["tokens"] == 4 and detailed["tokens"] == 7
+    (wanted,) = by_hand([corner], "merge", 7)
+    assert detailed["confidence"] == pytest.approx(wanted.max(), abs=1e-4)
     assert "tokens a picture" in err and "every token would have taken" in err
 
 

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Int, Shaped, UInt8
 from bvit.evaluation import cost
 from bvit.evaluation.evaluate import make_classify
 from bvit.image.conditions import indexed_keys
-from bvit.image.focus import patch_laplacian_variance
 from bvit.image.pixels import to_float
+from bvit.image.scores import own_threshold
 from bvit.image.sigma import estimate_sigma
 from bvit.models import adaptive_apply, pyramid
 from bvit.models.inputs import BETWEEN_LAYERS, Policy, shown_levels
@@ -37,7 +37,7 @@ class Predictions:
 
     Attributes:
       probability: of each class, [n, num_classes].
-      blurry: the share of patches whose variance of the Laplacian is under the threshold, [n].
+      blurry: the share of patches that are under the run's threshold, [n].
       sigma: of the Gaussian blur that each picture has, estimated, in pixels of the crop, [n].
       tokens: patch tokens computed, [n]; a mean over the blocks where the number falls.
       policy: what became of the blurry patches of each picture.
@@ -67,7 +67,7 @@ class Predictor:
           run: the trained model.
           policy: what becomes of blurry patches.
           adaptive: give each picture the smallest of a few budgets that holds what is sharp in it,
-            by the variance of the Laplacian; the policy's own budget is not used then.
+            by the run's score and threshold; the policy's own budget is not used then.
           batch_size: pictures that run together.
 
         Raises:
@@ -78,7 +78,7 @@ class Predictor:
         c = run.config
         self._run, self._size, self._batch = run, c.data.image_size, batch_size
         self._mean, self._std = tuple(c.data.mean), tuple(c.data.std)
-        self._threshold = c.tokens.threshold
+        self._blurry = _blanking(policy, c.tokens.threshold)
         self.group = batch_size * (ADAPTIVE_BATCHES if adaptive else 1)
         self.seconds = 0.0
         budgets = adaptive_budgets(policy, self._size) if adaptive else (policy.budget,)
@@ -124,7 +124,7 @@ class Predictor:
         levels = None
         for one in set(policy):
             hides = one.name not in ("keep", *BETWEEN_LAYERS)
-            shown = one if hides else dataclasses.replace(one, name="zero", budget=None)
+            shown = one if hides else self._blurry
             function = functools.partial(_levels, seed=self._run.config.seed, policy=shown)
             found = self._in_batches(function, image, index)
             mine = np.array([p == one for p in policy])[:, None, None]
@@ -160,7 +160,8 @@ class Predictor:
             image,
             budgets=budgets,
             policy=self._policies[0].name,
-            threshold=self._threshold,
+            score=self._blurry.score,
+            threshold=self._blurry.threshold,
             mean=self._mean,
             std=self._std,
             chunk_size=self._batch,
@@ -168,7 +169,7 @@ class Predictor:
 
     def _blur(self, image: Array, index: Array) -> Array:
         del index
-        return _blur(image, self._threshold, patch_size=self._policies[0].patch_size)
+        return _blur(image, policy=self._blurry)
 
     def _in_batches(
         self, function: Callable[[Array, Array], Array], image: np.ndarray, index: np.ndarray
@@ -204,10 +205,22 @@ def adaptive_budgets(policy: Policy, image_size: int) -> tuple[int, ...]:
     return tuple(np.unique(possible[np.abs(possible - wanted).argmin(axis=1)]).tolist())
 
 
-@functools.partial(jax.jit, static_argnames="patch_size")
-def _blur(image: Array, threshold: float, *, patch_size: int) -> Float[Array, "n 2"]:
-    variance = patch_laplacian_variance(image, patch_size=patch_size).reshape(len(image), -1)
-    return jnp.stack([(variance < threshold).mean(axis=1), estimate_sigma(image)], axis=1)
+def _blanking(policy: Policy, threshold: float | None) -> Policy:
+    """The policy that blanks what counts as blurry: itself for `zero`, or else by the score."""
+    if policy.name == "zero" and policy.budget is None:
+        return policy
+    if policy.threshold is not None:
+        threshold = policy.threshold
+    elif threshold is None:
+        threshold = own_threshold(policy.score)
+    return dataclasses.replace(policy, name="zero", budget=None, threshold=threshold)
+
+
+@functools.partial(jax.jit, static_argnames="policy")
+def _blur(image: Array, *, policy: Policy) -> Float[Array, "n 2"]:
+    """The share of patches that a policy blanks, and the estimated sigma."""
+    blank = shown_levels(image, policy) < 0
+    return jnp.stack([blank.mean(axis=(1, 2)), estimate_sigma(image)], axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("seed", "policy"))

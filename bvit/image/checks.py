@@ -1,10 +1,21 @@
-"""What blurs check of their options, before anything compiles. Traced values can't be checked."""
+"""What functions check of their options, before anything compiles; traced values can't be."""
 
+import difflib
 import math
+from collections.abc import Iterable
 
 import jax
 import numpy as np
 from jaxtyping import ArrayLike
+
+
+def check_name(what: str, name: str, names: Iterable[str]) -> None:
+    """Raises ValueError, with a suggestion, if there is no such name among those of `what`."""
+    if name in names:
+        return
+    close = difflib.get_close_matches(str(name), names)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(names)}."
+    raise ValueError(f"no {what} is called {name!r}; {hint}")
 
 
 def check_kernel_size(kernel_size: int, shape: tuple[int, ...]) -> None:

@@ -9,9 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
 
-from bvit.image.focus import PAPER_THRESHOLD
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD, check_image, normalize
-from bvit.image.scores import Score
+from bvit.image.scores import DEFAULT_SCORE, Score, own_threshold
 from bvit.models import tokens
 
 
@@ -29,8 +28,8 @@ def adaptive_apply(
     *,
     budgets: Sequence[int],
     policy: str = "merge",
-    score: str | Score = "laplacian",
-    threshold: float = PAPER_THRESHOLD,
+    score: str | Score = DEFAULT_SCORE,
+    threshold: float | None = None,
     block_score: str = "mean",
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
@@ -51,7 +50,7 @@ def adaptive_apply(
       budgets: the numbers of patch tokens to choose from, such as (49, 97, 196).
       policy: "drop", "pool", "merge" or "merge2", as in `bvit.models.tokens.plan`.
       score: as there.
-      threshold: as there.
+      threshold: as there; None is the score's own, of `bvit.image.scores.THRESHOLDS`.
       block_score: as there.
       mean: of each channel, taken away from the pixels before the model sees them.
       std: of each channel, divided by.
@@ -74,6 +73,7 @@ def adaptive_apply(
             "there must be at least one budget, and at least one image in a chunk: got "
             f"budgets={budgets}, chunk_size={chunk_size}."
         )
+    threshold = own_threshold(score) if threshold is None else threshold
     image, budgets = np.asarray(image), sorted(budgets)
     options = {
         "patch_size": model.patch_size,

@@ -8,14 +8,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from bvit.image.focus import mask_patches, patch_mask
+from bvit.image.checks import check_name
+from bvit.image.focus import PAPER_THRESHOLD, mask_patches, patch_mask
 from bvit.image.pixels import normalize
+from bvit.image.scores import DEFAULT_SCORE, SCORES, THRESHOLDS, own_threshold
 from bvit.models import tokens
 
 # Policies that compute every token unless they are given a budget.
 UNBUDGETED = ("keep", "zero")
 # Policies that are no plan: one changes pixels, the other merges tokens inside the encoder.
 ON_PIXELS, BETWEEN_LAYERS = ("zero",), ("tome",)
+# Policies that take no notice of how sharp a patch is.
+UNSCORED = ("keep", "random", *BETWEEN_LAYERS)
 ZERO_AT = ("pixels", "normalized")
 
 
@@ -28,8 +32,10 @@ class Policy:
       patch_size: side of a patch, in pixels.
       budget: patch tokens that are computed (`zero`: patches that are left; `tome`: tokens merged
         in each block); None where the policy has none.
-      score: what patches are ranked by.
-      threshold: variance of the Laplacian (0 to 255 scale) under which `zero` blanks a patch.
+      score: what patches are ranked by; a name in `bvit.image.scores.SCORES`.
+      threshold: the score from which a patch counts as sharp: of the budget, only as much is used
+        as reaches it, and the rest is padding. None fills the budget; for `zero` without a budget,
+        None is the paper's experiment: the variance of the Laplacian must be at least 100.
       zero_at: `zero` writes 0 into the "pixels" (black, as the paper says) or into the
         "normalized" picture (the mean colour).
     """
@@ -37,8 +43,8 @@ class Policy:
     name: str = "keep"
     patch_size: int = 16
     budget: int | None = None
-    score: str = "laplacian"
-    threshold: float = 100.0
+    score: str = DEFAULT_SCORE
+    threshold: float | None = None
     zero_at: str = "pixels"
 
     def __post_init__(self) -> None:
@@ -47,15 +53,30 @@ class Policy:
             near = difflib.get_close_matches(self.name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
             raise ValueError(f"policy must be one of {', '.join(known)}: got {self.name!r}{hint}")
+        check_name("score", self.score, SCORES)
         if self.name in BETWEEN_LAYERS and self.budget is None:
             raise ValueError("tome needs the number of tokens merged in each block, as tome:8.")
+        if self.name in UNSCORED and self.threshold is not None:
+            raise ValueError(
+                f"policy {self.name!r} ranks no patches, so it has no threshold: leave it out, or "
+                "use drop, pool or merge."
+            )
         if self.zero_at not in ZERO_AT:
             raise ValueError(f"zero_at must be one of {', '.join(ZERO_AT)}: got {self.zero_at!r}.")
 
     @property
+    def family(self) -> str:
+        """The policy without its budget, as one types it: "drop", "drop:threshold"."""
+        if self.threshold is None:
+            return self.name
+        if self.threshold == THRESHOLDS[self.score]:
+            return f"{self.name}:threshold"
+        return f"{self.name}:threshold={self.threshold:g}"
+
+    @property
     def label(self) -> str:
         """Short name for tables and curves: the policy, with its budget if it has one."""
-        return self.name if self.budget is None else f"{self.name}:{self.budget}"
+        return self.family if self.budget is None else f"{self.family}:{self.budget}"
 
 
 def parse_policy(
@@ -63,35 +84,86 @@ def parse_policy(
     *,
     grid: tuple[int, int],
     default_budget: int | None = None,
+    threshold: float | None = None,
     **options: object,
 ) -> Policy:
-    """Reads a policy as people type it: "name", "name:budget" or "name:share".
+    """Reads a policy as people type it: a name, and then, in any order, a budget and a threshold.
+
+    The budget is a number of tokens ("merge:31") or a share of the patches ("merge:0.5": the
+    largest budget of at most half of them). With "threshold" ("drop:0.5:threshold") the budget is a
+    capacity: patches that do not reach the threshold leave their places empty. It is `threshold`,
+    or else the score's own; "threshold=0.1" names another. `zero` alone is the paper's experiment,
+    by the variance of the Laplacian; "zero:threshold" goes by the score.
 
     Args:
-      text: e.g. "keep", "merge:31", or "merge:0.5": the largest budget of at most half the patches.
+      text: the policy.
       grid: rows and columns of patches that a share is of.
       default_budget: for a policy that takes a budget, where `text` names none.
+      threshold: where `text` asks for one without naming it; for `zero`, if the score is
+        "laplacian". None is the score's own.
       **options: the other fields of `Policy`.
 
     Raises:
-      ValueError: for an unknown policy, or a budget that is neither tokens nor a share.
+      ValueError: for an unknown policy, a budget that is neither tokens nor a share, or a threshold
+        that is none or that the policy can't use.
     """
-    name, colon, budget = text.partition(":")
+    name, *rest = text.split(":")
+    score = Policy(name, budget=1, **options).score  # an unknown policy is told before the rest
+    asked = [part for part in rest if part.partition("=")[0] == "threshold"]
+    rest = [part for part in rest if part not in asked]
+    if len(asked) > 1 or len(rest) > 1:
+        raise ValueError(
+            "a policy is a name, and then at most one budget and one threshold, as "
+            f"drop:0.5:threshold: got {text!r}."
+        )
+    budget = None if name in UNBUDGETED else default_budget
+    if rest:
+        budget = _parse_budget(rest[0], name, grid, text)
+    if asked:
+        threshold = _parse_threshold(asked[0], threshold, score)
+    elif name == "zero" and budget is None:
+        threshold = _papers_threshold(threshold, score)
+    else:
+        threshold = None
+    return Policy(name, budget=budget, threshold=threshold, **options)
+
+
+def _parse_budget(budget: str, name: str, grid: tuple[int, int], text: str) -> int:
     if budget.isdigit():
-        return Policy(name, budget=int(budget), **options)
-    if colon:
-        Policy(name, budget=1, **options)  # an unknown policy is told before its budget
-        try:
-            share = float(budget)
-        except ValueError:
-            share = math.nan
-        if math.isnan(share) or name in BETWEEN_LAYERS:
-            raise ValueError(
-                "a policy's budget is a number of tokens, as drop:32, or (but for tome) a share of "
-                f"them, as drop:0.5: got {text!r}."
-            )
-        return Policy(name, budget=tokens.budget_for(name, grid, share), **options)
-    return Policy(name, budget=None if name in UNBUDGETED else default_budget, **options)
+        return int(budget)
+    try:
+        share = float(budget)
+    except ValueError:
+        share = math.nan
+    if math.isnan(share) or name in BETWEEN_LAYERS:
+        raise ValueError(
+            "a policy's budget is a number of tokens, as drop:32, or (but for tome) a share of "
+            f"them, as drop:0.5: got {text!r}."
+        )
+    return tokens.budget_for(name, grid, share)
+
+
+def _parse_threshold(asked: str, configured: float | None, score: str) -> float:
+    _, equals, number = asked.partition("=")
+    if not equals:
+        return own_threshold(score) if configured is None else configured
+    try:
+        return float(number)
+    except ValueError:
+        raise ValueError(f"a threshold is a number, as threshold=0.1: got {asked!r}.") from None
+
+
+def _papers_threshold(configured: float | None, score: str) -> float | None:
+    """What `zero` compares the variance of the Laplacian with; None is the paper's threshold."""
+    if configured is None or (score, configured) == ("laplacian", PAPER_THRESHOLD):
+        return None
+    if score != "laplacian":
+        raise ValueError(
+            f"threshold={configured:g} is of score {score!r}, but policy zero goes by the variance "
+            "of the Laplacian: use score=laplacian with it, or policy zero:threshold to go by "
+            f"{score}."
+        )
+    return configured
 
 
 def prepare(
@@ -131,7 +203,7 @@ def for_policy(model: nn.Module, policy: Policy) -> nn.Module:
 
 
 def shown_levels(
-    image: Float[Array, "n h w 3"], policy: Policy, *, keys: Array
+    image: Float[Array, "n h w 3"], policy: Policy, *, keys: Array | None = None
 ) -> Int[Array, "n hp wp"]:
     """For pictures of a policy: the level at which it shows each patch.
 
@@ -147,7 +219,7 @@ def shown_levels(
     return plan.level_map
 
 
-def _plan(image: Array, policy: Policy, keys: Array) -> tokens.TokenPlan | None:
+def _plan(image: Array, policy: Policy, keys: Array | None) -> tokens.TokenPlan | None:
     if policy.name in ("keep", *BETWEEN_LAYERS):
         return None
     return tokens.plan(
@@ -156,19 +228,23 @@ def _plan(image: Array, policy: Policy, keys: Array) -> tokens.TokenPlan | None:
         policy=policy.name,
         budget=policy.budget,
         score=policy.score,
+        threshold=policy.threshold,
         key=keys if policy.name == "random" else None,
     )
 
 
 def _kept_by_zero(image: Array, policy: Policy) -> Bool[Array, "n hp wp"]:
-    """The patches that `zero` leaves: the paper's threshold decides, or a budget if it has one."""
-    if policy.budget is None:
-        return patch_mask(image, patch_size=policy.patch_size, threshold=policy.threshold)
-    dropped = tokens.plan(
-        image,
-        patch_size=policy.patch_size,
-        policy="drop",
-        budget=policy.budget,
-        score=policy.score,
-    )
-    return dropped.level_map >= 0
+    """The patches that `zero` leaves: those that reach a threshold, fill a budget, or both."""
+    if policy.budget is not None:
+        dropped = tokens.plan(
+            image,
+            patch_size=policy.patch_size,
+            policy="drop",
+            budget=policy.budget,
+            score=policy.score,
+            threshold=policy.threshold,
+        )
+        return dropped.level_map >= 0
+    if policy.threshold is None:
+        return patch_mask(image, patch_size=policy.patch_size)
+    return SCORES[policy.score](image, patch_size=policy.patch_size) >= policy.threshold

@@ -8,8 +8,7 @@ plan)` are the pixels of its tokens, `gather(tiles(positions, plan), plan)`, wit
 How many tokens there are is fixed at trace time; which tiles they show is not.
 """
 
-import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -19,9 +18,10 @@ from flax import struct
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from bvit.image.batching import image_keys
+from bvit.image.checks import check_name
 from bvit.image.patches import check_patch_size, nearest
 from bvit.image.pixels import check_image
-from bvit.image.scores import SCORES, Score
+from bvit.image.scores import DEFAULT_SCORE, SCORES, Score
 from bvit.models import pyramid
 
 # How often each merging policy may merge.
@@ -90,7 +90,7 @@ def plan(
     patch_size: int,
     policy: str,
     budget: int | None = None,
-    score: str | Score = "laplacian",
+    score: str | Score = DEFAULT_SCORE,
     threshold: float | Float[ArrayLike, ""] | None = None,
     key: Key[Array, "..."] | None = None,
     block_score: str = "mean",
@@ -123,7 +123,8 @@ def plan(
         N/4 + 3·K, with K blocks left fine. None with a threshold: N, so that nothing is cut.
       score: a name in `bvit.image.scores.SCORES`, or a function of (image, patch_size=…) to
         [*b, rows, columns], high where there is detail; static. "keep" and "random" use none.
-      threshold: the score from which a patch (a block, when merging) counts as sharp.
+      threshold: the score from which a patch (a block, when merging) counts as sharp; those that
+        do best are in `bvit.image.scores.THRESHOLDS`.
       key: for "random" one PRNG key, of which image i gets fold_in(key, i), or a key for each
         image, [*b]. The other policies use none.
       block_score: "mean" or "max", how a block's score comes of its patches'; static. Only the
@@ -141,9 +142,9 @@ def plan(
     grid = tuple(side // patch_size for side in np.shape(image)[-3:-1])
     _check_policy(policy, budget, threshold, key)
     if isinstance(score, str):
-        _check_name("score", score, SCORES)
+        check_name("score", score, SCORES)
         score = SCORES[score]
-    _check_name("block_score", block_score, BLOCK_SCORES)
+    check_name("block_score", block_score, BLOCK_SCORES)
     if policy in MERGE_LEVELS:
         _check_merge_grid(policy, grid, patch_size)
     if budget is None:
@@ -283,7 +284,7 @@ def _check_policy(policy, budget, threshold, key):
             "policy 'tome' merges tokens between the layers, so it needs no plan: create the ViT "
             "with tome_r=… instead."
         )
-    _check_name("policy", policy, POLICIES)
+    check_name("policy", policy, POLICIES)
     bounded = budget is not None or threshold is not None
     if policy == "keep" and bounded:
         raise ValueError(
@@ -299,14 +300,6 @@ def _check_policy(policy, budget, threshold, key):
             "policy 'random' needs a key, such as key=jax.random.key(0), and a budget in place of "
             "a threshold."
         )
-
-
-def _check_name(what: str, name: str, names: Iterable[str]) -> None:
-    if name in names:
-        return
-    close = difflib.get_close_matches(str(name), names)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(names)}."
-    raise ValueError(f"no {what} is called {name!r}; {hint}")
 
 
 def _check_merge_grid(policy, grid, patch_size):

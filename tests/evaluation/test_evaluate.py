@@ -63,7 +63,7 @@ def outcomes(batch_size, mesh):
         {name: make_corrupt(name, **options) for name in ("sharp", "blur", "region")},
         {
             policy: make_classify(MODEL, policy, mean=IMAGENET_MEAN, std=IMAGENET_STD, **options)
-            for policy in (Policy("keep", 8), Policy("zero", 8, threshold=3e4))
+            for policy in (Policy("keep", 8), Policy("zero", 8, score="laplacian", threshold=3e4))
         },
         mesh=mesh,
     )

@@ -9,8 +9,11 @@ from scipy import ndimage
 from skimage import data
 
 from bvit.image.scores import (
+    DEFAULT_SCORE,
     SCORES,
+    THRESHOLDS,
     entropy,
+    own_threshold,
     reblur_error,
     relative_detail,
     tenengrad,
@@ -157,3 +160,18 @@ def test_bad_input_is_refused(name):
 def test_relative_detail_needs_two_pixels():
     with pytest.raises(ValueError, match="at least 2"):
         relative_detail(photo(), patch_size=1)
+
+
+def test_every_score_has_a_threshold_within_its_range():
+    photo = jnp.asarray(np.random.default_rng(0).random((1, 64, 64, 3)), jnp.float32)
+    image = jnp.concatenate([photo, jnp.full_like(photo, 0.5)])
+    assert set(THRESHOLDS) == set(SCORES) and DEFAULT_SCORE in SCORES
+    for name, score in SCORES.items():
+        noise, flat = np.asarray(score(image, patch_size=16))
+        assert (flat < own_threshold(name)).all()
+        # Noise of full contrast is detail to all but the score that looks for it.
+        assert name == "relative" or (noise >= own_threshold(name)).all()
+    with pytest.raises(ValueError, match="did you mean relative"):
+        own_threshold("relativ")
+    with pytest.raises(ValueError, match="no threshold of its own"):
+        own_threshold(relative_detail)

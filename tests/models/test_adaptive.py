@@ -35,7 +35,7 @@ def test_logits_are_those_of_each_image_alone_at_its_budget(policy, budgets):
     x = images(11)
     params = variables()
     result = adaptive_apply(
-        MODEL, params, x, budgets=budgets, policy=policy, threshold=100.0, chunk_size=4
+        MODEL, params, x, budgets=budgets, policy=policy, score="laplacian", chunk_size=4
     )
     scores = np.asarray(patch_laplacian_variance(x, patch_size=4))
     if policy == "merge":
@@ -48,7 +48,8 @@ def test_logits_are_those_of_each_image_alone_at_its_budget(policy, budgets):
     assert len(set(expected)) == 3
 
     def alone(image, budget):
-        plan = tokens.plan(image, patch_size=4, policy=policy, budget=budget)
+        options = {"policy": policy, "budget": budget, "score": "laplacian"}
+        plan = tokens.plan(image, patch_size=4, **options)
         return MODEL.apply(params, normalize(image), plan=plan)
 
     alone = jax.jit(alone, static_argnums=1)
@@ -58,7 +59,8 @@ def test_logits_are_those_of_each_image_alone_at_its_budget(policy, budgets):
 
 def test_an_image_that_needs_more_than_there_is_gets_the_largest():
     x = np.random.default_rng(0).random((2, 32, 32, 3)).astype(np.float32)
-    result = adaptive_apply(MODEL, variables(), x, budgets=(16, 31), chunk_size=2)
+    options = {"budgets": (16, 31), "threshold": 0.0, "chunk_size": 2}
+    result = adaptive_apply(MODEL, variables(), x, **options)
     np.testing.assert_array_equal(result.budget, 31)
 
 
@@ -72,7 +74,7 @@ def test_nothing_compiles_again_after_the_first_pass():
     params = variables()
     for n in (11, 5, 3, 17):
         result = adaptive_apply(
-            MODEL, params, images(n), budgets=BUDGETS, score=score, chunk_size=4
+            MODEL, params, images(n), budgets=BUDGETS, score=score, threshold=100.0, chunk_size=4
         )
         assert result.logits.shape == (n, 5)
         if n == 11:
@@ -92,6 +94,8 @@ def test_nothing_compiles_again_after_the_first_pass():
         (np.zeros((1, 32, 32, 3), np.float32), {"budgets": ()}, "at least one budget"),
         (np.zeros((1, 32, 32, 3), np.float32), {"budgets": (16, 33)}, "use 31 or 34"),
         (np.zeros((1, 32, 32, 3), np.float32), {"policy": "keep"}, "computes every token"),
+        (np.zeros((1, 32, 32, 3), np.float32), {"score": jnp.mean}, "no threshold of its own"),
+        (np.zeros((1, 32, 32, 3), np.float32), {"score": "relativ"}, "did you mean relative"),
     ],
 )
 def test_bad_input_is_refused(x, options, message):

@@ -2,8 +2,9 @@ import jax
 import numpy as np
 import pytest
 
-from bvit.image.focus import mask_patches, patch_laplacian_variance, patch_mask
+from bvit.image.focus import mask_patches, patch_mask
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
+from bvit.image.scores import SCORES, THRESHOLDS
 from bvit.models.inputs import Policy, for_policy, parse_policy, prepare, shown_levels
 from bvit.models.vit import VisionTransformer
 
@@ -34,10 +35,31 @@ def test_zero_blanks_before_or_after_normalisation(pictures, zero_at):
 def test_zero_with_a_budget_leaves_the_best_patches(pictures):
     image, keys = pictures
     levels = np.asarray(shown_levels(image, Policy("zero", PATCH, budget=10), keys=keys))
-    variance = np.asarray(patch_laplacian_variance(image, patch_size=PATCH))
-    for level, score in zip(levels, variance, strict=True):
+    scores = np.asarray(SCORES["relative"](image, patch_size=PATCH))
+    for level, score in zip(levels, scores, strict=True):
         assert (level == 0).sum() == 10 and (level == -1).sum() == level.size - 10
         assert score[level == 0].min() >= score[level == -1].max()
+
+
+def test_zero_by_a_threshold_goes_by_the_score(pictures):
+    image, keys = pictures
+    for score in ("relative", "reblur"):
+        policy = Policy("zero", PATCH, score=score, threshold=THRESHOLDS[score])
+        blank = np.asarray(shown_levels(image, policy)) < 0
+        assert 0 < blank.sum() < blank.size
+        np.testing.assert_array_equal(
+            blank, SCORES[score](image, patch_size=PATCH) < THRESHOLDS[score]
+        )
+
+
+def test_a_budget_with_a_threshold_is_a_capacity(pictures):
+    image, keys = pictures
+    policy = Policy("drop", PATCH, budget=40, threshold=THRESHOLDS["relative"])
+    _, plan = prepare(image, policy, keys=keys, **OPTIONS)
+    reach = (SCORES["relative"](image, patch_size=PATCH) >= policy.threshold).sum((1, 2))
+    assert plan.num_tokens == 40 and reach.min() < 40 < reach.max()
+    np.testing.assert_array_equal(plan.mask.sum(1), np.clip(reach, 1, 40))
+    np.testing.assert_array_equal(plan.level_map, shown_levels(image, policy))
 
 
 @pytest.mark.parametrize("name", ["keep", "tome"])
@@ -87,6 +109,35 @@ def test_budgets_as_tokens_and_as_shares(text, budget):
     policy = parse_policy(text, grid=(8, 8), default_budget=12, patch_size=PATCH)
     assert policy.budget == budget
     assert policy.label == text.partition(":")[0] + ("" if budget is None else f":{budget}")
+    assert policy.threshold is None and policy.score == "relative"
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "threshold"),
+    [
+        ("drop:0.5:threshold", "drop:threshold:32", 0.07),
+        ("pool:threshold:20", "pool:threshold:20", 0.07),
+        ("merge:31:threshold=0.2", "merge:threshold=0.2:31", 0.2),
+        ("merge:threshold", "merge:threshold", 0.07),
+        ("zero:threshold", "zero:threshold", 0.07),
+        ("zero", "zero", None),
+    ],
+)
+def test_thresholds_are_the_score_s_own_or_named(text, label, threshold):
+    policy = parse_policy(text, grid=(8, 8), patch_size=PATCH)
+    assert (policy.label, policy.threshold) == (label, threshold)
+    assert parse_policy(label, grid=(8, 8), patch_size=PATCH) == policy
+
+
+def test_a_configured_threshold_is_of_the_configured_score():
+    options = {"grid": (8, 8), "patch_size": PATCH}
+    drop = parse_policy("drop:9:threshold", threshold=0.3, **options)
+    assert drop.threshold == 0.3
+    for threshold, label in ((None, "zero"), (100.0, "zero"), (50.0, "zero:threshold=50")):
+        zero = parse_policy("zero", score="laplacian", threshold=threshold, **options)
+        assert zero.label == label
+    with pytest.raises(ValueError, match="score=laplacian.*zero:threshold"):
+        parse_policy("zero", threshold=0.3, **options)
 
 
 def test_half_of_a_grid_of_14():
@@ -105,11 +156,21 @@ def test_half_of_a_grid_of_14():
         ("tome", "tome:8"),
         ("dropp:0.5", "did you mean 'drop'"),
         ("dropp", "did you mean 'drop'"),
+        ("drop:32:treshold", "at most one budget"),
+        ("drop:32:threshold:threshold", "at most one budget"),
+        ("drop:32:threshold=low", "threshold=0.1"),
+        ("keep:threshold", "ranks no patches"),
+        ("random:3:threshold", "ranks no patches"),
     ],
 )
 def test_what_is_no_policy_is_told(text, message):
     with pytest.raises(ValueError, match=message):
         parse_policy(text, grid=(8, 8), patch_size=PATCH)
+
+
+def test_the_score_is_checked():
+    with pytest.raises(ValueError, match="did you mean relative"):
+        parse_policy("keep", grid=(8, 8), score="relativ")
 
 
 def test_zero_at_is_checked():

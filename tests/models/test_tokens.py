@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bvit.image.focus import patch_laplacian_variance
+from bvit.image.scores import relative_detail
 from bvit.models import tokens
 
 PATCH = 4
@@ -87,7 +87,7 @@ def test_without_batch_axes_and_with_two():
 
 def test_drop_takes_the_best_patches():
     plan = draw("drop", 20)
-    scores = np.asarray(patch_laplacian_variance(IMAGES, patch_size=PATCH)).reshape(3, -1)
+    scores = np.asarray(relative_detail(IMAGES, patch_size=PATCH)).reshape(3, -1)
     np.testing.assert_array_equal(plan.tile, np.sort(np.argsort(-scores)[:, :20]))
 
 
@@ -113,7 +113,7 @@ def test_merge_keeps_the_blocks_with_the_best_mean_or_best_patch():
 def test_merge2_spends_on_detail_and_saves_on_flat():
     """Detail in one corner only: that is fine, its surroundings by 2×2, all else by 4×4."""
     image = jnp.full((32, 32, 3), 0.5).at[:8, :8].set(IMAGES[0, :8, :8])
-    plan = draw("merge2", 4 + 3 * 2, image)
+    plan = draw("merge2", 4 + 3 * 2, image, score="reblur")
     expected = np.full((8, 8), 2)
     expected[:4, :4] = 1
     expected[:2, :2] = 0
@@ -153,13 +153,13 @@ def test_threshold_masks_what_the_budget_has_left(policy):
 def test_threshold_that_nothing_reaches_leaves_one_patch():
     plan = draw("drop", 5, threshold=1e9)
     np.testing.assert_array_equal(plan.mask.sum(-1), 1)
-    best = np.asarray(patch_laplacian_variance(IMAGES, patch_size=PATCH)).reshape(3, -1).argmax(-1)
+    best = np.asarray(relative_detail(IMAGES, patch_size=PATCH)).reshape(3, -1).argmax(-1)
     np.testing.assert_array_equal(plan.tile[plan.mask], best)
 
 
 def test_threshold_may_be_traced():
-    traced = jax.jit(lambda t: draw("drop", 20, threshold=t))(60.0)
-    jax.tree.map(np.testing.assert_array_equal, traced, draw("drop", 20, threshold=60.0))
+    traced = jax.jit(lambda t: draw("drop", 20, threshold=t))(0.07)
+    jax.tree.map(np.testing.assert_array_equal, traced, draw("drop", 20, threshold=0.07))
 
 
 def test_pool_carries_the_mean_of_what_was_left_out():

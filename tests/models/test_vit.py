@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from bvit.image.focus import patch_laplacian_variance
 from bvit.image.patches import halve, patchify
+from bvit.image.scores import relative_detail
 from bvit.models import tokens
 from bvit.models.vit import VisionTransformer
 
@@ -325,7 +325,7 @@ def test_padding_changes_nothing(pool):
     model = VisionTransformer(**{**SMALL, "depth": 1}, pool=pool)
     x = pixels(1)
     variables = randomised(model, x)
-    scores = np.sort(np.ravel(patch_laplacian_variance(x, patch_size=4)))
+    scores = np.sort(np.ravel(relative_detail(x, patch_size=4)))
     exact = draw(x, "drop", 10)
     padded = draw(x, "drop", 30, threshold=scores[-10])
     assert (padded.num_tokens, int(padded.mask.sum())) == (30, 10)
