@@ -177,9 +177,9 @@ def test_only_what_differs_is_shown_and_seeds_are_averaged(runs, call):
     tables = parse_csv(call(*sorted(runs.iterdir()), "--format=csv").out)
     overview = tables["Runs"]
     assert [line[:3] for line in overview] == [
-        ["train.condition", "seeds", "runs"],
-        ["blur", "0, 1", "blur0, blur1"],
-        ["mix", "0, 1", "mix0, mix1"],
+        ["runs", "train.condition", "seeds"],
+        ["blur0, blur1", "blur", "0, 1"],
+        ["mix0, mix1", "mix", "0, 1"],
     ]
     caption = "vit_tiny_patch16_224 on folder at 96 px, mix, 10 steps of 64, n = 1000"
     assert overview[2][-1] == caption

@@ -14,7 +14,8 @@ from bvit.evaluation.statistics import t_interval
 # What does not tell runs apart: what was tested of a run, and how it was computed, not what.
 # (`data.dir` does: another folder may hold other pictures.)
 IGNORED = ("seed", "eval", "log", "checkpoint", "mesh", "data.num_workers")
-# With more columns than these, those that say nothing new are left out of the tables of results.
+# With more columns than these, those that say nothing new are left out of the tables of results,
+# and if they are still more, runs go by their names.
 MANY_COLUMNS = 4
 PRETRAINED = "pretrained"
 # Of a row, what is averaged over seeds without an interval.
@@ -66,11 +67,13 @@ class Group:
     Attributes:
       settings: those in which the groups differ.
       runs: at least one.
-      label: what tells it from the others, short; "" where there are no others.
+      shown: what tells it from the others in a table, title → text.
+      label: the same in a legend; "" where there are no others.
     """
 
     settings: dict[str, Any]
     runs: tuple[Run, ...]
+    shown: dict[str, str]
     label: str
 
     @functools.cached_property
@@ -105,16 +108,28 @@ def group(runs: Iterable[Run]) -> list[Group]:
     """Groups runs by what differs in their configs, and sorts the groups by it."""
     runs = list(runs)
     keys = differing([run.settings for run in runs])
-    groups: dict[str, list[Run]] = {}
+    members: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(json.dumps([run.settings.get(key) for key in keys]), []).append(run)
-    settings = [{key: g[0].settings.get(key) for key in keys} for g in groups.values()]
-    shown = telling(settings)
-    found = [
-        Group(differ, tuple(members), ", ".join(_named(key, differ[key]) for key in shown))
-        for differ, members in zip(settings, groups.values(), strict=True)
+        members.setdefault(json.dumps([run.settings.get(key) for key in keys]), []).append(run)
+    settings = [{key: one[0].settings.get(key) for key in keys} for one in members.values()]
+    columns = telling(settings)
+    groups = zip(settings, members.values(), strict=True)
+    if len(columns) <= MANY_COLUMNS:
+        found = [
+            Group(
+                differ,
+                tuple(one),
+                {key: format_value(differ[key]) for key in columns},
+                ", ".join(_named(key, differ[key]) for key in columns),
+            )
+            for differ, one in groups
+        ]
+        return sorted(found, key=lambda one: [_order(one.settings[key]) for key in columns])
+    return [
+        Group(differ, tuple(one), {"run": name}, name)
+        for differ, one in groups
+        for name in [one[0].name + (" …" if len(one) > 1 else "")]
     ]
-    return sorted(found, key=lambda one: [_order(one.settings[key]) for key in shown])
 
 
 def differing(settings: Sequence[dict[str, Any]]) -> list[str]:
@@ -129,7 +144,7 @@ def differing(settings: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def telling(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """Those keys that are shown in each row: all, unless they are many.
+    """Those keys that stand in each row: all, unless they are many.
 
     Of many, as between a CNN and a ViT, only those that tell rows apart which the ones before them
     do not.
@@ -137,11 +152,11 @@ def telling(settings: Sequence[dict[str, Any]]) -> list[str]:
     keys = list(settings[0])
     if len(keys) <= MANY_COLUMNS:
         return keys
-    shown: list[str] = []
+    told: list[str] = []
     for key in sorted(keys, key=lambda key: key != "model.name"):  # what the others follow from
-        if _distinct(settings, [*shown, key]) > _distinct(settings, shown):
-            shown.append(key)
-    return shown
+        if _distinct(settings, [*told, key]) > _distinct(settings, told):
+            told.append(key)
+    return told
 
 
 def _distinct(settings: Sequence[dict[str, Any]], keys: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 Table = tuple[str, Sequence[Sequence[str]]]
 
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem;
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem;
        color: #222; background: #fff; }
 h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
 div { overflow-x: auto; }

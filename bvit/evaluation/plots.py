@@ -19,6 +19,8 @@ TOP1 = "top-1 (%), 95 % interval"
 SIGMA_CONDITION = "gaussian:"
 # A curve's moving mean is over this share of its points.
 SMOOTHED = 0.05
+# Inches in width and height that a letter of a legend takes.
+LETTER = (0.08, 0.22)
 
 Rows = Mapping[str, Sequence[Row]]
 Lines = Mapping[str, Sequence[Sequence[dict[str, Any]]]]
@@ -72,6 +74,7 @@ def draw_tradeoff(groups: Rows) -> Figure:
     figure = Figure(figsize=(2.6 * len(conditions) + 2, 5.6), layout="constrained")
     grid = figure.subplots(len(COSTS), len(conditions), squeeze=False, sharey=True, sharex="row")
     lines = list(dict.fromkeys((group, policy) for _, group, policy, _ in _series(groups)))
+    several = len({policy for _, policy in lines}) > 1
     for line, (cost, title) in zip(grid, COSTS, strict=True):
         for axes, condition in zip(line, conditions, strict=True):
             for i, (group, policy) in enumerate(lines):
@@ -84,7 +87,7 @@ def draw_tradeoff(groups: Rows) -> Figure:
                     key=lambda row: row[cost],
                 )
                 if points:
-                    label = ", ".join(filter(None, [group, policy]))
+                    label = _label(group, policy if several else "")
                     _points(axes, [row[cost] for row in points], points, i, label)
             axes.set(xlabel=title, xlim=(0, None))
         line[0].set_ylabel(TOP1)
@@ -153,8 +156,12 @@ def _series(groups: Rows) -> Iterator[tuple[str, str, str, list[Row]]]:
     for group, rows in groups.items():
         for policy in dict.fromkeys(policy_label(row) for row in rows):
             chosen = [row for row in rows if policy_label(row) == policy]
-            label = ", ".join(filter(None, [group, policy if several or not group else ""]))
+            label = _label(group, policy if several else "")
             yield label, group, chosen[0]["policy"], chosen
+
+
+def _label(*parts: str) -> str:
+    return ", ".join(filter(None, parts))
 
 
 def _sigma(row: Row) -> float | None:
@@ -195,4 +202,7 @@ def _finish(figure: Figure, panels: Sequence[Axes]) -> None:
         named |= dict(zip(labels, handles, strict=True))
     named.pop("", None)
     if len(named) > 1:
+        width, height = figure.get_size_inches()
+        wanted = LETTER[0] * max(map(len, named)), LETTER[1] * (len(named) + 1)
+        figure.set_size_inches(width + wanted[0], max(height, wanted[1]))
         figure.legend(named.values(), named.keys(), frameon=False, loc="outside right upper")

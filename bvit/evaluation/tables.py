@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from bvit.evaluation.comparison import Group, telling
+from bvit.evaluation.comparison import Group
 from bvit.evaluation.report import COLUMNS, Row, format_cell, format_value, policy_label
 
 NOT_RUN = "not run"
@@ -11,15 +11,15 @@ NOT_RUN = "not run"
 def overview_lines(groups: Sequence[Group]) -> list[list[str]]:
     """A line for each group: everything that differs, and its runs."""
     keys = list(groups[0].settings)
-    lines = [[*keys, "seeds", "runs", "parameters", "what"]]
+    lines = [["runs", *keys, "seeds", "parameters", "what"]]
     for one in groups:
         results = one.runs[0].results
         seeds = dict.fromkeys(str(run.results["seed"]) for run in one.runs)
         lines.append(
             [
+                ", ".join(run.name for run in one.runs),
                 *(format_value(one.settings[key]) for key in keys),
                 ", ".join(seeds),
-                ", ".join(run.name for run in one.runs),
                 f"{results['parameters']:,}",
                 one.runs[0].caption,
             ]
@@ -32,32 +32,28 @@ def result_lines(groups: Sequence[Group]) -> list[list[str]]:
 
     Those of a condition and policy follow each other, so that the groups stand side by side.
     """
-    keys = telling([one.settings for one in groups])
-    lines = [[*keys, *(title for _, title, _ in COLUMNS), "interval over"]]
+    lines = [[*groups[0].shown, *(title for _, title, _ in COLUMNS), "interval over"]]
     for condition in _in_order(row["condition"] for one in groups for row in one.rows):
         for policy in _in_order(policy_label(row) for one in groups for row in one.rows):
             for one in groups:
                 row = _find(one, condition, policy)
                 if row is not None:
                     cells = [format_cell(row, key, form) for key, _, form in COLUMNS]
-                    lines.append(
-                        [*(format_value(one.settings[key]) for key in keys), *cells, over([row])]
-                    )
+                    lines.append([*one.shown.values(), *cells, over([row])])
     return lines
 
 
 def matrix_lines(groups: Sequence[Group]) -> list[list[str]]:
     """A line for each group and policy, a column for each condition: top-1 with its interval."""
-    keys = telling([one.settings for one in groups])
     conditions = _in_order(row["condition"] for one in groups for row in one.rows)
     policies = _in_order(policy_label(row) for one in groups for row in one.rows)
-    lines = [[*keys, "policy", *conditions, "interval over"]]
+    lines = [[*groups[0].shown, "policy", *conditions, "interval over"]]
     for one in groups:
         for policy in policies:
             found = [_find(one, condition, policy) for condition in conditions]
             if any(found):
-                settings = [format_value(one.settings[key]) for key in keys]
-                lines.append([*settings, policy, *map(cell, found), over(filter(None, found))])
+                cells = map(cell, found)
+                lines.append([*one.shown.values(), policy, *cells, over(filter(None, found))])
     return lines
 
 

@@ -57,6 +57,17 @@ def test_of_many_settings_those_are_shown_that_tell_runs_apart():
     assert [one.label for one in found] == ["vgg11, blur", "vgg11, mix", "vit, blur", "vit, mix"]
 
 
+def test_runs_that_differ_in_too_much_go_by_their_names():
+    def run(name, changed, seed=0):
+        values = {str(i): i in changed for i in range(MANY_COLUMNS + 1)}
+        return make_run(name, seed=seed, model={"name": "vit", **values})
+
+    runs = [run(f"run{i}", [i]) for i in range(MANY_COLUMNS + 2)]
+    found = group([*runs, run("again", [0], seed=1)])
+    assert found[0].label == "run0 …" and len(found[0].runs) == 2
+    assert [one.shown for one in found][1:] == [{"run": run.name} for run in runs[1:]]
+
+
 def test_rows_of_seeds_are_averaged_and_a_seed_that_was_run_twice_counts_once():
     runs = [make_run(seed=s, top1=t, difference=d) for s, t, d in ((0, 0.4, -0.1), (1, 0.5, -0.2))]
     (found,) = group([*runs, make_run(seed=1, top1=0.9)])
