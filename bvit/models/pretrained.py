@@ -47,8 +47,8 @@ def load(
 
     Args:
       name: a key of `bvit.models.MODELS`.
-      path: a .safetensors, .npz (Google's ViTs: AugReg, big_vision) or .pth file, or one on the
-        Hugging Face hub, "hf:timm/resnet50.tv_in1k".
+      path: a .safetensors (bvit.export's too), .npz (Google's ViTs: AugReg, big_vision) or .pth
+        file, or one on the Hugging Face hub, "hf:timm/resnet50.tv_in1k".
       replace_head: as for `convert`.
       seed: as for `convert`.
       **overrides: of the model, as for `bvit.models.create`.
@@ -79,8 +79,9 @@ def convert(
 
     Args:
       name: a key of `bvit.models.MODELS`.
-      state_dict: names of torchvision or timm, or of Google's ViTs, to arrays. PyTorch's count of
-        batches, `num_batches_tracked`, is left out.
+      state_dict: names of torchvision or timm, of Google's ViTs, or paths in bvit's variables
+        ("params/conv1/kernel"), to arrays. PyTorch's count of batches, `num_batches_tracked`, is
+        left out.
       replace_head: give the model a new head, drawn as for training from scratch, and leave out
         the published one, if there is one: needed where the number of classes differs.
       seed: of what is drawn: a new head, and what published weights lack (GoogLeNet's auxiliary

@@ -5,7 +5,7 @@ is the path of a leaf in the variables, such as "params/layer1_0/conv1/kernel".
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -32,6 +32,10 @@ TIMM_MODULES = {
 # Parameters lie under one of these in a checkpoint of Google's, beside the state of the optimiser.
 GOOGLE_ROOTS = ("params/", "opt/target/")
 
+# Where the variables of bvit's own models lie, and what Google's that lie there too never lack.
+OWN_ROOTS = ("params/", "batch_stats/")
+GOOGLE_MODULE = "params/Transformer/"
+
 # Google's ViTs: vision_transformer's names (the AugReg files) and big_vision's differ in numbers.
 _BLOCK = r"Transformer/encoderblock_(\d+)"
 GOOGLE_PATTERNS = {
@@ -56,12 +60,15 @@ def to_paths(state_dict: Mapping[str, np.ndarray]) -> dict[str, tuple[str, np.nd
     Names that mean nothing here come back as paths that no model has.
 
     Args:
-      state_dict: published names to arrays: Google's, if one of them has a slash, PyTorch's if not.
+      state_dict: published names to arrays: bvit's own paths, if that is what they are; else
+        Google's, if one of them has a slash, PyTorch's if not.
 
     Returns:
       Path to published name and array. The query, key and value that Google keeps apart become one
       "qkv"; a kernel of PyTorch's attention has heads and their features still on one axis.
     """
+    if _is_own(state_dict):
+        return {name: (name, array) for name, array in state_dict.items()}
     if any("/" in name for name in state_dict):
         return _from_google(state_dict)
     return dict(
@@ -69,6 +76,10 @@ def to_paths(state_dict: Mapping[str, np.ndarray]) -> dict[str, tuple[str, np.nd
         for name, array in state_dict.items()
         if not name.endswith(TORCH_COUNTER)
     )
+
+
+def _is_own(names: Iterable[str]) -> bool:
+    return all(name.startswith(OWN_ROOTS) and not name.startswith(GOOGLE_MODULE) for name in names)
 
 
 def _from_torch(name: str, array: np.ndarray) -> tuple[str, tuple[str, np.ndarray]]:

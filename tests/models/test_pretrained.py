@@ -285,6 +285,21 @@ def test_auxiliary_heads_may_be_missing_on_either_side():
         pretrained.convert("googlenet", state, **GOOGLENET)
 
 
+@pytest.mark.parametrize(
+    ("name", "state", "overrides"),
+    [("resnet18", _resnet_state, RESNET), (VIT_NAME, _vit_state, VIT)],
+)
+def test_bvits_own_names_are_taken_as_they_are(name, state, overrides):
+    variables = pretrained.convert(name, state(), **overrides)
+    own = traverse_util.flatten_dict(variables, sep="/")
+    jax.tree.map(
+        np.testing.assert_array_equal, pretrained.convert(name, own, **overrides), variables
+    )
+    lost = own.popitem()[0]
+    with pytest.raises(ValueError, match=f"1 parameters that no array fills: {lost}"):
+        pretrained.convert(name, own, **overrides)
+
+
 def test_load_reads_what_convert_takes(tmp_path):
     state = _resnet_state()
     save_file({k: np.asarray(v) for k, v in state.items()}, tmp_path / "w.safetensors")
