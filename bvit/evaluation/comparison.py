@@ -13,7 +13,7 @@ from bvit.evaluation.statistics import t_interval
 
 # What does not tell runs apart: what was tested of a run, and how it was computed, not what.
 # (`data.dir` does: another folder may hold other pictures.)
-IGNORED = ("seed", "eval", "log", "checkpoint", "mesh", "data.num_workers")
+IGNORED = ("seed", "eval", "log", "checkpoint", "mesh", "profile", "data.num_workers")
 # With more columns than these, those that say nothing new are left out of the tables of results,
 # and if they are still more, runs go by their names.
 MANY_COLUMNS = 4
@@ -134,13 +134,17 @@ def group(runs: Iterable[Run]) -> list[Group]:
 
 def differing(settings: Sequence[dict[str, Any]]) -> list[str]:
     """The keys, in the order of the config, in which runs differ and which tell them apart."""
-    keys = dict.fromkeys(key for one in settings for key in one)
-    return [
-        key
-        for key in keys
+    keys = dict.fromkeys(key for one in settings for key in telling_apart(one))
+    return [key for key in keys if len({json.dumps(one.get(key)) for one in settings}) > 1]
+
+
+def telling_apart(settings: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings without the seed and all that does not change what is computed."""
+    return {
+        key: value
+        for key, value in settings.items()
         if not any(key == free or key.startswith(free + ".") for free in IGNORED)
-        and len({json.dumps(one.get(key)) for one in settings}) > 1
-    ]
+    }
 
 
 def telling(settings: Sequence[dict[str, Any]]) -> list[str]:

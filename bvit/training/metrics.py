@@ -1,5 +1,6 @@
 """Where the numbers of a run go: lines of JSON for programs, TensorBoard for people."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -8,10 +9,14 @@ from typing import IO, Any
 import numpy as np
 from absl import logging
 from tensorboardX import SummaryWriter
-from tensorboardX.summary import hparams as hparams_summary
+from tensorboardX.proto.api_pb2 import Status
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+from tensorboardX.proto.summary_pb2 import Summary
 
 # A line for each logged step of the training; one for each evaluation.
 METRICS_FILE, EVALUATIONS_FILE = "metrics.jsonl", "evaluations.jsonl"
+# How fast it goes; everything else is how well.
+SPEEDS = ("images_per_s", "data_wait")
 
 
 class MetricsWriter:
@@ -41,17 +46,28 @@ class MetricsWriter:
             logging.warning("No TensorBoard curves: %s. metrics.jsonl has the numbers.", error)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Writes a line of metrics.jsonl, and a point on each of the curves train/….
+        """Writes a line of metrics.jsonl, and a point on each curve train/… or train_speed/….
 
         Floats keep their full precision; one that is not finite is null in the file.
         """
         self._write(METRICS_FILE, step, values)
-        self._draw(step, {f"train/{name}": value for name, value in values.items()})
+        groups = {name: "train_speed" if name in SPEEDS else "train" for name in values}
+        self._draw(step, {f"{groups[name]}/{name}": value for name, value in values.items()})
 
     def accuracies(self, step: int, values: dict[str, float]) -> None:
-        """Writes a line of evaluations.jsonl, and a point on each curve condition/policy."""
+        """Writes a line of evaluations.jsonl, and a point on each curve test_CONDITION/POLICY.
+
+        Args:
+          step: updates done.
+          values: condition/policy → accuracy. Those of one condition are a group of curves; so are
+            those that differ in its number, as test_gaussian/1.5/keep.
+        """
         self._write(EVALUATIONS_FILE, step, values)
-        self._draw(step, values)
+        curves = {}
+        for name, value in values.items():
+            condition, _, policy = name.rpartition("/")
+            curves[f"test_{condition.replace(':', '/')}/{policy}"] = value
+        self._draw(step, curves)
 
     def _write(self, name: str, step: int, values: dict[str, float]) -> None:
         if self._files:
@@ -69,18 +85,37 @@ class MetricsWriter:
         if self._events:
             self._events.add_image(name, image, step, dataformats="HWC")
 
-    def hparams(self, settings: dict[str, Any], results: dict[str, float]) -> None:
-        """Fills TensorBoard's hparams tab with a run's settings and final results."""
+    def hparams(self, name: str, settings: dict[str, Any]) -> None:
+        """Puts a finished run into TensorBoard's HPARAMS tab.
+
+        Only the run itself is described, not what there is to compare: TensorBoard then looks for
+        that in all runs, and shows first the settings in which they differ.
+
+        Args:
+          name: what the run is called in the table.
+          settings: those that matter, without the seed: TensorBoard averages the curves' last
+            values over the runs that have the same name and settings.
+        """
         if not self._events:
             return
-        plain = {
-            key: value if isinstance(value, bool | int | float | str) else str(value)
-            for key, value in settings.items()
-        }
-        for summary in hparams_summary(plain, results):
-            self._events.file_writer.add_summary(summary)
-        for name, value in results.items():
-            self._events.add_scalar(name, value)
+        start, end = HParamsPluginData(), HParamsPluginData()
+        for key, value in settings.items():
+            place = start.session_start_info.hparams[key]
+            if isinstance(value, bool):
+                place.bool_value = value
+            elif isinstance(value, int | float):
+                place.number_value = value
+            else:
+                place.string_value = str(value)
+        text = json.dumps(settings, sort_keys=True, default=str)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:4]
+        start.session_start_info.group_name = f"{name} ({digest})"
+        end.session_end_info.status = Status.Value("STATUS_SUCCESS")
+        for tag, data in (("session_start_info", start), ("session_end_info", end)):
+            value = Summary.Value(tag=f"_hparams_/{tag}")
+            value.metadata.plugin_data.plugin_name = "hparams"
+            value.metadata.plugin_data.content = data.SerializeToString()
+            self._events.file_writer.add_summary(Summary(value=[value]))
 
     def close(self) -> None:
         """Flushes everything to disk."""

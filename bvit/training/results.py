@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from bvit import config as config_lib
-from bvit.evaluation import evaluate, pictures, plots, report
+from bvit.evaluation import comparison, evaluate, pictures, plots, report
 from bvit.evaluation.evaluator import Evaluator
 from bvit.models.inputs import shown_levels
 from bvit.training import setup, sharding
@@ -56,7 +56,9 @@ def write(results: dict[str, Any], run: RunDirectory, writer: MetricsWriter) -> 
     """Writes curves, figures, and last `results.json`: that it exists says the run is finished."""
     rows = curves(results["rows"])
     writer.accuracies(results["step"], rows)
-    writer.hparams(config_lib.flatten(results["config"]), rows)
+    one = comparison.Run(run.path.name, results)
+    label = f"{one.settings['model.name']}, {one.trained_on}"
+    writer.hparams(label, comparison.telling_apart(one.settings))
     for name, figure in plots.draw({"": results["rows"]}, {"": [read_metrics(run.path)]}).items():
         figure.savefig(run.figures / f"{name}.png", dpi=150)
         writer.image(results["step"], f"figures/{name}", plots.pixels(figure))

@@ -1,7 +1,12 @@
 import json
 
 import numpy as np
+import pytest
+from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.context import RequestContext
+from tensorboard.plugins import base_plugin
+from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
 from bvit.training.metrics import MetricsWriter, read_metrics
 
@@ -23,7 +28,21 @@ def test_lines_and_curves_hold_the_same_numbers(tmp_path):
     assert evaluated == {"step": 2, "sharp/keep": 0.5}
     [event] = curves(tmp_path).Scalars("train/loss")
     assert (event.step, np.float32(event.value)) == (1, np.float32(loss))
-    assert curves(tmp_path).Tags()["scalars"] == ["train/loss", "sharp/keep"]
+    assert curves(tmp_path).Tags()["scalars"] == ["train/loss", "test_sharp/keep"]
+
+
+def test_curves_of_a_kind_are_a_group(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    writer.scalars(1, {"loss": 1.0, "images_per_s": 2.0, "data_wait": 0.0})
+    writer.accuracies(1, {"gaussian:1.5/keep": 0.5, "region/merge:31": 0.5})
+    writer.close()
+    assert set(curves(tmp_path).Tags()["scalars"]) == {
+        "train/loss",
+        "train_speed/images_per_s",
+        "train_speed/data_wait",
+        "test_gaussian/1.5/keep",
+        "test_region/merge_31",
+    }
 
 
 def test_a_resumed_run_drops_what_its_checkpoint_does_not_hold(tmp_path):
@@ -47,7 +66,7 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     writer = MetricsWriter(None)
     writer.scalars(1, {"loss": 1.0})
     writer.image(1, "samples", np.zeros((4, 4, 3), np.uint8))
-    writer.hparams({"seed": 1}, {"sharp/keep": 0.5})
+    writer.hparams("vit", {"size": 1})
     writer.close()
     assert not list(tmp_path.iterdir())
 
@@ -60,11 +79,43 @@ def test_curves_that_cannot_be_written_do_not_stop_the_run(tmp_path):
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": 1.0}
 
 
-def test_hparams_and_pictures_reach_tensorboard(tmp_path):
+def test_pictures_reach_tensorboard(tmp_path):
     writer = MetricsWriter(tmp_path)
     writer.image(3, "samples/blur", np.zeros((4, 4, 3), np.uint8))
-    writer.hparams({"seed": 1, "eval.policies": ["keep"]}, {"sharp/keep": 0.5})
     writer.close()
-    events = curves(tmp_path)
-    assert events.Images("samples/blur")[0].step == 3
-    assert events.PluginTagToContent("hparams")
+    assert curves(tmp_path).Images("samples/blur")[0].step == 3
+
+
+def test_the_hparams_tab_compares_runs_and_averages_seeds(tmp_path):
+    """As TensorBoard's own backend reads them."""
+    for run, rate, top1 in (("a0", 0.1, 0.5), ("a1", 0.1, 0.7), ("b0", 0.2, 0.9)):
+        (tmp_path / run).mkdir()
+        writer = MetricsWriter(tmp_path / run)
+        writer.accuracies(10, {"sharp/merge:31": top1})
+        writer.hparams("vit", {"rate": rate, "flip": True, "scale": [0.1, 1.0], "size": None})
+        writer.close()
+    multiplexer = plugin_event_multiplexer.EventMultiplexer()
+    multiplexer.AddRunsFromDirectory(str(tmp_path)).Reload()
+    context = base_plugin.TBContext(
+        data_provider=data_provider.MultiplexerDataProvider(multiplexer, str(tmp_path))
+    )
+    backend, request = backend_context.Context(context), RequestContext()
+    metadata = backend.hparams_metadata(request, "")
+    experiment = backend.experiment_from_metadata(request, "", True, metadata, None)
+    assert [info.name for info in experiment.hparam_infos] == ["rate", "flip", "scale", "size"]
+    assert [info.differs for info in experiment.hparam_infos] == [True, False, False, False]
+    assert [info.name.tag for info in experiment.metric_infos] == ["test_sharp/merge_31"]
+    groups = list_session_groups.Handler(
+        request,
+        backend,
+        "",
+        api_pb2.ListSessionGroupsRequest(
+            aggregation_type=api_pb2.AGGREGATION_AVG,
+            allowed_statuses=[api_pb2.STATUS_SUCCESS],
+            slice_size=10,
+            col_params=[{"metric": {"tag": "test_sharp/merge_31"}, "include_in_result": True}],
+        ),
+    ).run()
+    found = {len(g.sessions): [m.value for m in g.metric_values] for g in groups.session_groups}
+    assert found == {2: [pytest.approx(0.6)], 1: [pytest.approx(0.9)]}
+    assert all(group.name.startswith("vit (") for group in groups.session_groups)
