@@ -17,8 +17,9 @@ def default_config() -> ConfigDict:
     """
     c = ConfigDict()
     c.seed = 0  # of everything random: initial weights, data order, augmentation, test blurs
-    c.init_from = ""  # published weights to start from: a file, or hf:<repository>; "" = random
-    c.init_head = False  # take the published head too: same classes, in the same order
+    # Weights to start from: a run directory, a file, or hf:<repository>; "" = random.
+    c.init_from = ""
+    c.init_head = False  # take their head too: same classes, in the same order
 
     c.data = ConfigDict()
     c.data.name = "photos"  # photos (embedded), folder, or the name of a tfds set
@@ -62,6 +63,10 @@ def default_config() -> ConfigDict:
     c.train.label_smoothing = 0.0  # share of the target spread over all classes
     c.train.mixup = 0.0  # α of Beta(α, α), by which pairs of pictures are mixed; 0 = off
     c.train.ema_decay = 0.0  # moving average of the parameters, used in evaluation; 0 = off
+    # Weight of the divergence from the logits that all tokens give in the same step; one forward pass
+    # more for each step under another policy than keep. 0 = off; ViTs only.
+    c.train.distill = 0.0
+    c.train.distill_temperature = 1.0  # by which both logits are divided; above 1 softens them
     c.train.skip_nonfinite = 0  # non-finite updates in a row that are skipped before stopping
 
     c.optimizer = ConfigDict()

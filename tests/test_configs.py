@@ -68,12 +68,28 @@ def test_evaluation_alone_needs_weights():
         ("data.on_error", "ignore"),
         ("data.resize", 63),
         ("model.dtype", "float31"),
+        ("train.distill", -0.5),
+        ("train.distill_temperature", 0.0),
     ],
 )
 def test_values_that_would_fail_after_compiling_are_told_before(key, value):
     config = importlib.import_module("configs.vit_mask").get_config()
     config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=f"{key} must be"):
+        prepare(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "policies", "message"),
+    [
+        ("cnn_blur", "googlenet", "zero", "googlenet has none"),
+        ("vit_mask", "", "keep", "besides keep"),
+    ],
+)
+def test_distillation_needs_tokens_to_leave_out(name, arguments, policies, message):
+    config = importlib.import_module(f"configs.{name}").get_config(arguments)
+    config.update_from_flattened_dict({"train.distill": 1.0, "tokens.policy": policies})
+    with pytest.raises(ValueError, match=message):
         prepare(config)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import optax
 from flax import linen as nn
+from flax import traverse_util
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
@@ -95,7 +96,7 @@ def prepare(config: ConfigDict) -> Experiment:
         )
     train_source, test_source = _sources(c)
     model = build_model(c, train_source.num_classes)
-    names = config_lib.words(c.eval.conditions)
+    names = conditions.expand(config_lib.words(c.eval.conditions))
     for name in (c.train.condition, *names):
         conditions.parts(name)
     train_policies = tuple(
@@ -104,6 +105,7 @@ def prepare(config: ConfigDict) -> Experiment:
     policies = tuple(build_policy(c, model, text) for text in config_lib.words(c.eval.policies))
     if any(policy.name in BETWEEN_LAYERS for policy in train_policies):
         raise ValueError("tome is a policy to evaluate with: train with keep, and eval tome:r.")
+    _check_distillation(c, model, train_policies)
     for policy in (*train_policies, *policies):
         cost.num_tokens(model, policy, c.data.image_size)  # a budget that can't be is an error here
     total_steps = _total_steps(c, len(train_source))
@@ -123,7 +125,7 @@ def prepare(config: ConfigDict) -> Experiment:
         test_source=test_source,
         model=model,
         recipes=tuple(_recipe(c, policy) for policy in train_policies),
-        initial=build_initial(c, train_source.num_classes),
+        initial=build_initial(c, train_source.class_names),
         schedule=schedule,
         optimizer=build_optimizer(c, schedule),
         total_steps=total_steps,
@@ -143,6 +145,8 @@ def _check_values(c: ConfigDict) -> None:
         "eval.conditions": (bool(config_lib.words(c.eval.conditions)), "at least one, as sharp"),
         "eval.policies": (bool(config_lib.words(c.eval.policies)), "at least one, as keep"),
         "tokens.policy": (bool(config_lib.words(c.tokens.policy)), "at least one, as keep"),
+        "train.distill": (c.train.distill >= 0, "a weight, 0 (off) or more"),
+        "train.distill_temperature": (c.train.distill_temperature > 0, "above 0"),
         "seed": (c.seed >= 0, "0 or more"),
         "data.crop_scale": (0 < low <= high <= 1, "a range within (0, 1], as (0.08, 1.0)"),
         "data.on_error": (c.data.on_error in ("raise", "skip"), "raise or skip"),
@@ -156,6 +160,21 @@ def _check_values(c: ConfigDict) -> None:
     for key, (holds, wanted) in rules.items():
         if not holds:
             raise ValueError(f"{key} must be {wanted}: got {settings[key]!r}.")
+
+
+def _check_distillation(c: ConfigDict, model: nn.Module, policies: tuple[Policy, ...]) -> None:
+    if not c.train.distill:
+        return
+    if not isinstance(model, VisionTransformer):
+        raise ValueError(
+            "train.distill teaches with every token what a ViT is to say with fewer, and "
+            f"{c.model.name} has none: set it to 0, or train a ViT."
+        )
+    if all(policy.name == "keep" for policy in policies):
+        raise ValueError(
+            "train.distill needs a policy to distil into besides keep: got tokens.policy="
+            f"{c.tokens.policy}; add one, as keep,merge:0.5."
+        )
 
 
 def _sources(c: ConfigDict) -> tuple[data.Source, data.Source]:
@@ -182,18 +201,40 @@ def build_model(c: ConfigDict, num_classes: int) -> nn.Module:
     return models.create(c.model.name, num_classes=num_classes, **_model_options(c))
 
 
-def build_initial(c: ConfigDict, num_classes: int) -> PyTree | None:
-    """The published weights that a config starts from, fitted to its model; None without them."""
+def build_initial(c: ConfigDict, class_names: Sequence[str]) -> PyTree | None:
+    """The weights that a config starts from, fitted to its model; None without them.
+
+    Raises:
+      ValueError: they can't be read or do not fit, or are a run's whose head is for other classes.
+    """
     if not c.init_from:
         return None
-    return pretrained.load(
-        c.model.name,
-        c.init_from,
-        replace_head=not c.init_head,
-        seed=c.seed,
-        num_classes=num_classes,
+    options = {
+        "replace_head": not c.init_head,
+        "seed": c.seed,
+        "num_classes": len(class_names),
         **_model_options(c),
-    )
+    }
+    folder = Path(c.init_from).expanduser()
+    if folder.is_dir():
+        return pretrained.convert(c.model.name, _weights_of_run(folder, c, class_names), **options)
+    return pretrained.load(c.model.name, c.init_from, **options)
+
+
+def _weights_of_run(
+    folder: Path, c: ConfigDict, class_names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    from bvit import runs  # here, since it builds the models of runs by this module
+
+    run = runs.load(folder)
+    if c.init_head and run.class_names != tuple(class_names):
+        raise ValueError(
+            f"init_head takes the head of {folder} for the same classes in the same order: it has "
+            f"{len(run.class_names)} ({', '.join(run.class_names[:3])}, …), the data "
+            f"{len(class_names)} ({', '.join(class_names[:3])}, …); set init_head=False for a new "
+            "head, or choose the data that it was trained on."
+        )
+    return traverse_util.flatten_dict(jax.device_get(run.variables), sep="/")
 
 
 def build_optimizer(c: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -245,6 +286,8 @@ def _recipe(c: ConfigDict, policy: Policy) -> Recipe:
         ema_decay=c.train.ema_decay,
         accumulate=c.train.accumulate,
         skip_nonfinite=c.train.skip_nonfinite > 0,
+        distill=c.train.distill,
+        distill_temperature=c.train.distill_temperature,
         seed=c.seed,
     )
 

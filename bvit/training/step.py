@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from bvit.image.conditions import apply_condition, indexed_keys
-from bvit.image.pixels import to_float
+from bvit.image.pixels import normalize, to_float
 from bvit.models.inputs import Policy, prepare
 from bvit.models.tokens import TokenPlan
 from bvit.training.sharding import gather_at_use, microbatches, per_image, state_shardings
@@ -42,6 +42,8 @@ class Recipe:
       ema_decay: of the moving average of the parameters; only read where the state keeps one.
       accumulate: parts of a batch that are computed one after another, see `accumulate`.
       skip_nonfinite: leave the state as it was when the loss or a gradient is not finite.
+      distill: weight of `distillation` from the full-token pass of the same step; 0 = off.
+      distill_temperature: of that.
       seed: of all randomness in the step.
     """
 
@@ -54,7 +56,14 @@ class Recipe:
     ema_decay: float = 0.0
     accumulate: int = 1
     skip_nonfinite: bool = False
+    distill: float = 0.0
+    distill_temperature: float = 1.0
     seed: int = 0
+
+    @property
+    def distils(self) -> bool:
+        """Whether the step needs the logits of all tokens besides those under its policy."""
+        return self.distill > 0 and self.policy.name != "keep"
 
 
 def _mix_pairs(keys: Array, values: Float[Array, "n ..."], alpha: float) -> Float[Array, "n ..."]:
@@ -70,15 +79,44 @@ def make_inputs(
     image: UInt8[Array, "n h w 3"],
     target: Float[Array, "n classes"],
     recipe: Recipe,
-) -> tuple[Float[Array, "n h w 3"], TokenPlan | None, Float[Array, "n classes"]]:
-    """What the device does to pictures and targets before the model: blur, mix, mask, normalise."""
+) -> tuple[
+    Float[Array, "n h w 3"],
+    TokenPlan | None,
+    Float[Array, "n classes"],
+    Float[Array, "n h w 3"] | None,
+]:
+    """What the device does to pictures and targets before the model: blur, mix, mask, normalise.
+
+    Returns:
+      Pictures and plan under the policy; targets; and, if the recipe distils, the same pictures
+      with every patch as it is, for the teacher.
+    """
     keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
     image = apply_condition(recipe.condition, keys[:, 0], to_float(image))
     if recipe.mixup:
         image = _mix_pairs(keys[:, 1], image, recipe.mixup)
         target = _mix_pairs(keys[:, 1], target, recipe.mixup)
+    whole = normalize(image, recipe.mean, recipe.std) if recipe.distils else None
     image, plan = prepare(image, recipe.policy, mean=recipe.mean, std=recipe.std, keys=keys[:, 2])
-    return image, plan, target
+    return image, plan, target, whole
+
+
+def distillation(
+    logits: Float[Array, "n classes"], teacher: Float[Array, "n classes"], temperature: float
+) -> Float[Array, ""]:
+    """How far softened predictions are from a teacher's (Hinton et al. 2015, section 2).
+
+    Args:
+      logits: of the student.
+      teacher: its logits for the same pictures.
+      temperature: T, by which both are divided; high ones pass on what the teacher confuses.
+
+    Returns:
+      T² · KL(softmax(teacher/T) ‖ softmax(logits/T)), the mean over the pictures. By T² the
+      gradient keeps its size whatever T is.
+    """
+    wanted, got = (jax.nn.log_softmax(x / temperature) for x in (teacher, logits))
+    return temperature**2 * optax.losses.kl_divergence_with_log_targets(got, wanted).mean()
 
 
 def _select(finite: Array, new: PyTree, old: PyTree) -> PyTree:
@@ -91,7 +129,7 @@ class _Sums:
 
     Attributes:
       grads: of the loss, as the parameters.
-      loss: mean cross-entropy, auxiliary heads included.
+      loss: mean cross-entropy, auxiliary heads and distillation included.
       accuracy: against the heaviest target.
     """
 
@@ -101,15 +139,22 @@ class _Sums:
 
 
 def make_gradients(
-    model: nn.Module, mesh: Mesh
+    model: nn.Module, recipe: Recipe, mesh: Mesh
 ) -> Callable[[PyTree, PyTree, PyTree, Array], tuple[PyTree, _Sums]]:
-    """Builds (params, model_state, (image, plan, target), key) → (model_state, sums)."""
+    """Builds (params, model_state, inputs, key) → (model_state, sums); see `make_inputs`."""
 
     def gradients(
         params: PyTree, model_state: PyTree, inputs: PyTree, key: Array
     ) -> tuple[PyTree, _Sums]:
-        image, plan, target = inputs
+        image, plan, target, whole = inputs
         extra = {} if plan is None else {"plan": plan}
+        teacher = None
+        if recipe.distils:
+            # Outside of the loss: it needs no gradient, and no part of it is kept for one.
+            teach = gather_at_use(
+                lambda params: model.apply({"params": params, **model_state}, whole), mesh
+            )
+            teacher = teach(params)
 
         def loss_fn(params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
             logits, updated = model.apply(
@@ -124,6 +169,8 @@ def make_gradients(
             loss = optax.softmax_cross_entropy(logits, target).mean()
             for head in heads:
                 loss += AUX_WEIGHT * optax.softmax_cross_entropy(head, target).mean()
+            if teacher is not None:
+                loss += recipe.distill * distillation(logits, teacher, recipe.distill_temperature)
             return loss, (logits, updated)
 
         value_and_grad = jax.value_and_grad(gather_at_use(loss_fn, mesh), has_aux=True)
@@ -182,15 +229,15 @@ def make_train_step(
     Returns:
       A function (state, batch) → (state, metrics), to be jitted by the caller. The batch holds
       "image" (uint8 [n, s, s, 3]) and "label" (int32 [n]); the metrics are scalars: loss (mean
-      cross-entropy of the batch), accuracy (against the heaviest target), grad_norm, and finite
-      (1.0 if loss and gradient are).
+      cross-entropy of the batch, with what the recipe adds to it), accuracy (against the heaviest
+      target), grad_norm, and finite (1.0 if loss and gradient are).
     """
 
     def inputs(keys: Array, image: Array, target: Array):
         return make_inputs(keys, image, target, recipe)
 
     inputs = per_image(inputs, mesh)
-    gradients = accumulate(make_gradients(model, mesh), recipe.accumulate, mesh)
+    gradients = accumulate(make_gradients(model, recipe, mesh), recipe.accumulate, mesh)
 
     def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)

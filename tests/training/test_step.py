@@ -12,6 +12,7 @@ from small_runs import (
     PLAIN,
     QUIET_VIT,
     RESNET,
+    SIZE,
     VIT,
     make_batch,
     one_device,
@@ -20,7 +21,9 @@ from small_runs import (
 
 from bvit.image.conditions import indexed_keys
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD
-from bvit.training.step import AUX_WEIGHT, make_inputs
+from bvit.models.inputs import Policy
+from bvit.training import sharding
+from bvit.training.step import AUX_WEIGHT, make_gradients, make_inputs
 
 
 def test_training_learns_a_batch_by_heart():
@@ -108,7 +111,7 @@ def test_mixup_mixes_pictures_and_targets_of_a_pair_by_the_same_share():
     batch = make_batch(0)
     target = jax.nn.one_hot(jnp.arange(BATCH) % CLASSES, CLASSES)
     keys = indexed_keys(jax.random.key(1), jnp.arange(BATCH))
-    image, _, mixed = make_inputs(keys, batch["image"], target, recipe)
+    image, _, mixed, _ = make_inputs(keys, batch["image"], target, recipe)
     pixels = batch["image"] / np.float32(255)
     for i in range(BATCH):
         share = float(mixed[i, i % CLASSES])
@@ -146,3 +149,69 @@ def test_batch_norm_sees_the_parts_one_after_another():
     keep = 0.9  # momentum of the running statistics
     expected = keep * mean(first) + (mean(second) - keep * mean(start))
     np.testing.assert_allclose(mean(state), expected, rtol=1e-4, atol=1e-6)
+
+
+SHALLOW_VIT = QUIET_VIT.clone(depth=1)
+DISTILLED = dataclasses.replace(
+    PLAIN,
+    policy=Policy("drop", patch_size=8, budget=2),
+    label_smoothing=0.1,
+    distill=0.7,
+    distill_temperature=2.0,
+)
+
+
+def softmax(logits):
+    exponential = np.exp(logits - logits.max(-1, keepdims=True))
+    return exponential / exponential.sum(-1, keepdims=True)
+
+
+def test_distillation_pulls_towards_the_logits_of_all_tokens():
+    batch = make_batch(0)
+    params = jax.jit(SHALLOW_VIT.init)(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))["params"]
+    params = jax.tree.map(lambda x: 3 * x, params)  # logits that differ
+    target = jax.nn.one_hot(batch["label"], CLASSES)
+    keys = indexed_keys(jax.random.key(1), jnp.arange(BATCH))
+    inputs = make_inputs(keys, batch["image"], target, DISTILLED)
+    image, plan, _, whole = inputs
+    np.testing.assert_array_equal(image, whole)
+    gradients = jax.jit(make_gradients(SHALLOW_VIT, DISTILLED, one_device()))
+    _, sums = gradients(params, {}, inputs, jax.random.key(2))
+
+    apply = jax.jit(lambda params, plan: SHALLOW_VIT.apply({"params": params}, image, plan=plan))
+    teacher = np.asarray(apply(params, None))
+    logits, pull = jax.vjp(lambda params: apply(params, plan), params)
+    logits = np.asarray(logits)
+    assert np.abs(logits - teacher).max() > 0.01
+    # By the logits: of the cross-entropy, and of T² · KL, by hand.
+    by_logits = softmax(logits) - target + 0.7 * 2 * (softmax(logits / 2) - softmax(teacher / 2))
+    (wanted,) = pull(jnp.asarray(by_logits / BATCH, jnp.float32))
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), sums.grads, wanted
+    )
+    divergence = np.sum(
+        softmax(teacher / 2) * np.log(softmax(teacher / 2) / softmax(logits / 2)), axis=-1
+    )
+    entropy = -np.sum(target * np.log(softmax(logits)), axis=-1)
+    np.testing.assert_allclose(sums.loss, (entropy + 0.7 * 4 * divergence).mean(), rtol=1e-4)
+
+
+def test_distillation_is_the_same_in_parts_and_on_shards_with_mixup():
+    recipe = dataclasses.replace(
+        DISTILLED, policy=Policy("zero", patch_size=8, budget=2), mixup=0.2
+    )
+    _, (one,) = run(SHALLOW_VIT, one_device(), recipe=recipe)
+    mesh = sharding.make_mesh(data=2, fsdp=4)
+    _, (parts,) = run(SHALLOW_VIT, mesh, recipe=dataclasses.replace(recipe, accumulate=2))
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(parts[name], one[name], rtol=1e-4, err_msg=name)
+
+
+def test_a_step_with_every_token_has_nothing_to_distil():
+    recipe = dataclasses.replace(DISTILLED, policy=PLAIN.policy)
+    off = dataclasses.replace(recipe, distill=0.0)
+    batch = make_batch(0)
+    keys = indexed_keys(jax.random.key(1), jnp.arange(BATCH))
+    for one in (recipe, off, dataclasses.replace(DISTILLED, distill=0.0)):
+        *_, whole = make_inputs(keys, batch["image"], jnp.zeros((BATCH, CLASSES)), one)
+        assert whole is None
