@@ -67,7 +67,7 @@ def load(path: Path) -> TrainedRun:
     config = config_lib.load(path / "config.json")
     class_names = _class_names(path, config)
     model = setup.build_model(config, len(class_names))
-    step, variables = _restore(path, config, model)
+    step, variables = _restore(path, config, model, class_names)
     return TrainedRun(path, config, model, variables, class_names, step)
 
 
@@ -90,11 +90,13 @@ def _class_names(path: Path, config: ConfigDict) -> tuple[str, ...]:
         ) from error
 
 
-def _restore(path: Path, config: ConfigDict, model: nn.Module) -> tuple[int, PyTree]:
+def _restore(
+    path: Path, config: ConfigDict, model: nn.Module, class_names: tuple[str, ...]
+) -> tuple[int, PyTree]:
     """The step of the newest checkpoint, and the variables in it."""
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     if config.train.steps == 0:  # a run that only evaluated its initial weights
-        return 0, jax.device_put(setup.build_initial(config, model.num_classes), place)
+        return 0, jax.device_put(setup.build_initial(config, class_names), place)
     create = functools.partial(
         create_state,
         model=model,
