@@ -19,6 +19,7 @@ ARGUMENTS = ["--config=configs/vit_mask.py:folder", "--config.data.dir=it's a fo
 def bash(script, *arguments, **variables):
     done = subprocess.run(
         ["bash", str(LAUNCH / script), *arguments],
+        cwd=ROOT,
         env=os.environ | {"BVIT_PYTHON": "python3", "BVIT_REPO": "r", "BVIT_REF": "c"} | variables,
         capture_output=True,
         text=True,
@@ -76,6 +77,94 @@ def test_slurm_requeues_a_run_that_was_asked_to_stop_and_nothing_else(tmp_path, 
     path = f"{tmp_path}:{os.environ['PATH']}"
     assert bash("slurm.sbatch", *ARGUMENTS, SLURM_JOB_ID="7", PATH=path)[0] == code
     assert ("scontrol requeue 7" in calls.read_text()) == (code == 143)
+
+
+SWEEP = [
+    "runs/cnn",
+    "model=resnet18 hf:timm/x",
+    "seed=0 1",
+    "--",
+    "--config=c.py:{model}",
+    "s={seed}",
+]
+# Stands in for the interpreter: notes its arguments, and ends as the seed says.
+STUB = """#!/bin/bash
+echo "$*" >>"$CALLS"
+for end in $ENDS; do [[ "$*" != *"s=${end%:*} "* ]] || exit "${end#*:}"; done
+"""
+
+
+def sweep(tmp_path, *arguments, ends=""):
+    """The exit code of a sweep, the arguments of each run, and what was told."""
+    (tmp_path / "python").write_text(STUB)
+    (tmp_path / "python").chmod(0o755)
+    calls = tmp_path / "calls"
+    calls.write_text("")
+    variables = {"CALLS": str(calls), "ENDS": ends, "BVIT_PYTHON": str(tmp_path / "python")}
+    code, _, err = bash("sweep.sh", *arguments, **variables)
+    return code, calls.read_text().splitlines(), err
+
+
+def test_a_sweep_runs_all_combinations_each_in_its_directory(tmp_path):
+    code, calls, err = sweep(tmp_path, *SWEEP)
+    assert code == 0 and not err
+    assert calls == [
+        f"-m bvit.main --config=c.py:{model} s={seed} --workdir=runs/cnn/model={name},seed={seed}"
+        for model, name in (("resnet18", "resnet18"), ("hf:timm/x", "hf_timm_x"))
+        for seed in (0, 1)
+    ]
+    code, out, _ = bash("sweep.sh", "--dry-run", *SWEEP)
+    assert code == 0
+    assert [line.replace("'", "") for line in out.splitlines()] == [f"python3 {c}" for c in calls]
+
+
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
+    code, calls, err = sweep(tmp_path, *SWEEP, ends="0:2")
+    assert code == 1 and len(calls) == 4
+    assert "2 of 4 runs failed" in err and "model=resnet18,seed=0 (exit code 2)" in err
+
+
+@pytest.mark.parametrize("end", [130, 143])
+def test_a_run_that_was_asked_to_stop_stops_the_sweep(tmp_path, end):
+    code, calls, err = sweep(tmp_path, *SWEEP, ends=f"1:{end}")
+    assert code == end and len(calls) == 2
+    assert "run the same command to go on" in err
+
+
+def test_sigterm_to_the_sweep_is_passed_on_to_the_run(tmp_path):
+    stub = tmp_path / "python"
+    stub.write_text("#!/bin/bash\ntrap 'exit 143' TERM\nkill -TERM $PPID\nsleep 20 & wait\n")
+    stub.chmod(0o755)
+    code, out, _ = bash("sweep.sh", *SWEEP, BVIT_PYTHON=str(stub))
+    assert code == 143 and out.count("run ") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "bash launch/sweep.sh"),
+        (["runs", "seed=0"], "bash launch/sweep.sh"),
+        (["runs", "seed", "--", "{seed}"], "got 'seed'"),
+        (["runs", "seed=0", "--", "x"], "{seed} stands nowhere"),
+        (["runs", "seed=0", "--", "{seed}{sede}"], "no values for {sede}"),
+        (["--dryrun", "runs"], "no option --dryrun"),
+        (["--arguments=2", "runs", "seed=0 1", "--", "{seed}"], "runs 0 to 1: got '2'"),
+    ],
+)
+def test_a_wrong_sweep_is_told_before_anything_runs(tmp_path, arguments, message):
+    code, calls, err = sweep(tmp_path, *arguments)
+    assert code == 2 and not calls and message in err
+
+
+def test_slurm_runs_one_task_of_a_sweep():
+    code, out, _ = bash("slurm.sbatch", "--dry-run", "--sweep", *SWEEP, SLURM_ARRAY_TASK_ID="3")
+    assert code == 0
+    assert out.rstrip().endswith(
+        "-m bvit.main --config=c.py:hf:timm/x s=1 --workdir=runs/cnn/model=hf_timm_x,seed=1"
+    )
+    code, out, err = bash("slurm.sbatch", "--sweep", *SWEEP, SLURM_ARRAY_TASK_ID="4")
+    assert code == 2 and "runs 0 to 3" in err and not out
+    assert bash("slurm.sbatch", "--sweep", *SWEEP)[0] == 2
 
 
 def test_tpu_asks_for_a_slice_and_runs_on_all_of_its_hosts():
