@@ -13,9 +13,18 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
-from bvit.evaluation import page, paper, plots, report, tables
+from bvit.evaluation import (
+    deblurring_report,
+    imagenet_c,
+    page,
+    paper,
+    plots,
+    report,
+    tables,
+)
 from bvit.evaluation.comparison import Group, Run, group
 from bvit.training.metrics import read_metrics
 
@@ -66,6 +75,9 @@ def _parser() -> Parser:
     )
     parser.add_argument("--sigma", metavar="FILE", help="draw accuracy against the blur's sigma")
     parser.add_argument("--tradeoff", metavar="FILE", help="draw accuracy against its cost")
+    parser.add_argument(
+        "--deblurring", metavar="FILE", help="draw accuracy against time, deblurred or not"
+    )
     return parser
 
 
@@ -118,6 +130,8 @@ def _draw(groups: Sequence[Group], options: argparse.Namespace) -> None:
     for file, draw in ((options.sigma, plots.draw_sigma), (options.tradeoff, plots.draw_tradeoff)):
         if file:
             draw(rows).savefig(file, dpi=150)
+    if options.deblurring:
+        deblurring_report.draw(_results(groups)).savefig(options.deblurring, dpi=110)
 
 
 def format_report(
@@ -160,7 +174,15 @@ def _sections(groups: Sequence[Group], matrix: bool) -> list[page.Table]:
     if len(groups) > 1:
         sections.append((title, tables.matrix_lines(groups)))
     sections.append(("Results", tables.result_lines(groups)))
+    for one in groups:
+        if lines := imagenet_c.table_lines(one.rows):
+            sections.append((f"{one.label or one.runs[0].name}: {imagenet_c.TITLE}", lines))
+    sections += deblurring_report.tables(_results(groups))
     return sections + [(table.title, paper.lines(table, groups)) for table in paper.TABLES]
+
+
+def _results(groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
+    return {run.name: run.results for one in groups for run in one.runs}
 
 
 def _markdown(title: str, lines: list[list[str]]) -> str:

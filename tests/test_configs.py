@@ -14,6 +14,7 @@ ON_PHOTOS = {
     "vit_mask": ("", "photos"),
     "cnn_blur": ("", "model=googlenet,train=blur", "resnet50_dilated", "model=vgg11_bn"),
     "pretrained": (),  # needs weights
+    "deblur_or_not": (),  # likewise
 }
 
 

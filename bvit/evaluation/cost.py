@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,24 +59,24 @@ def gflops(model: nn.Module, variables: PyTree, policy: Policy, image_size: int)
 
 
 def images_per_second(
-    functions: dict[Policy, Callable[[PyTree, Array, Array], Array]],
+    functions: dict[Any, Callable[[PyTree, Array, Array], Array]],
     variables: PyTree,
     pixels: Array,
     index: Array,
-) -> dict[Policy, float]:
-    """Measures the classifiers on one batch on the devices, scoring included.
+) -> dict[Any, float]:
+    """Measures the classifiers, by policy say, on one batch on the devices, scoring included.
 
-    The policies take turns, so that a machine whose speed drifts treats them alike; each figure is
+    They take turns, so that a machine whose speed drifts treats them alike; each figure is
     the median of `REPEATS` passes after one that compiles.
     """
-    seconds: dict[Policy, list[float]] = {policy: [] for policy in functions}
+    seconds: dict[Any, list[float]] = {name: [] for name in functions}
     for repeat in range(REPEATS + 1):
-        for policy, classify in functions.items():
+        for name, classify in functions.items():
             start = time.perf_counter()
             jax.block_until_ready(classify(variables, pixels, index))
             if repeat:
-                seconds[policy].append(time.perf_counter() - start)
-    return {policy: len(index) / float(np.median(times)) for policy, times in seconds.items()}
+                seconds[name].append(time.perf_counter() - start)
+    return {name: len(index) / float(np.median(times)) for name, times in seconds.items()}
 
 
 def _prepared(policy: Policy, image_size: int) -> tuple[PyTree, PyTree]:

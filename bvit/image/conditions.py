@@ -203,6 +203,15 @@ def drawn_by(name: str) -> str:
     return drawn_by(before) if kind in DRAWLESS else name
 
 
+def split_deblurring(name: str) -> tuple[str, str]:
+    """What a condition deblurs by, and the condition of the pictures before that.
+
+    "wiener:noisy:blur" gives ("wiener", "noisy:blur"), a condition without deblurring ("", itself).
+    """
+    kind, _, before = name.partition(":")
+    return (kind, before) if kind in DEBLURRING else ("", name)
+
+
 def parts(name: str) -> tuple[Condition, ...]:
     """The functions (keys, image) → image that a condition is a mixture of, mostly one.
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from bvit.evaluation import cost, report
+from bvit.evaluation import cost, deblurring_report, imagenet_c, report
 from bvit.training import distributed, setup, sharding
 from bvit.training.rundir import RunDirectory
 from bvit.training.state import TrainState
@@ -46,6 +46,9 @@ def introduction(experiment: setup.Experiment, state: TrainState) -> str:
 def summary(results: dict[str, Any], run: RunDirectory) -> str:
     """The table, and where everything lies."""
     lines = ["", report.format_table(results["rows"])]
+    sections = [(imagenet_c.TITLE, imagenet_c.table_lines(results["rows"]))]
+    for title, cells in sections + deblurring_report.tables({"": results}):
+        lines += ["", title, report.align(cells)] if cells else []
     lines += [f"{name}: {100 * share:.1f} %" for name, share in results["baselines"].items()]
     lines += [
         "",

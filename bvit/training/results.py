@@ -7,7 +7,16 @@ import jax
 import numpy as np
 
 from bvit import config as config_lib
-from bvit.evaluation import comparison, evaluate, pictures, plots, report
+from bvit.evaluation import (
+    comparison,
+    deblurring,
+    deblurring_report,
+    evaluate,
+    imagenet_c,
+    pictures,
+    plots,
+    report,
+)
 from bvit.evaluation.evaluator import Evaluator
 from bvit.models.inputs import shown_levels
 from bvit.training import setup, sharding
@@ -41,8 +50,11 @@ def gather(experiment: setup.Experiment, state: TrainState, evaluator: Evaluator
     """Evaluates the trained state: what `results.json` will hold."""
     outcomes = evaluator(state.eval_variables)
     evaluator.measure(state.eval_variables)
+    rows = report.make_rows(outcomes, evaluator.costs)
     return {
-        "rows": report.make_rows(outcomes, evaluator.costs),
+        "rows": rows,
+        "imagenet_c": imagenet_c.summarize(rows),
+        "deblurring": _deblurring(experiment, state, outcomes),
         "step": int(state.step),
         "seed": experiment.config.seed,
         "parameters": setup.num_parameters(state.params),
@@ -52,17 +64,46 @@ def gather(experiment: setup.Experiment, state: TrainState, evaluator: Evaluator
     }
 
 
+def _deblurring(
+    experiment: setup.Experiment, state: TrainState, outcomes: list[evaluate.Outcome]
+) -> list[deblurring.Row]:
+    """What deblurring changes under the first policy; [] if no condition deblurs."""
+    if not deblurring.methods(experiment.conditions):
+        return []
+    policy, recipe = experiment.policies[0], experiment.recipes[0]
+    with setup.test_batches(experiment) as batches:
+        batch = evaluate.put_batch(next(batches), experiment.mesh)
+    costs = deblurring.measure(
+        experiment.model,
+        state.eval_variables,
+        batch,
+        experiment.conditions,
+        policy,
+        mean=recipe.mean,
+        std=recipe.std,
+        seed=recipe.seed,
+        mesh=experiment.mesh,
+    )
+    return deblurring.make_rows([one for one in outcomes if one.policy == policy], costs)
+
+
 def write(results: dict[str, Any], run: RunDirectory, writer: MetricsWriter) -> None:
     """Writes curves, figures, and last `results.json`: that it exists says the run is finished."""
-    rows = curves(results["rows"])
-    writer.accuracies(results["step"], rows)
-    one = comparison.Run(run.path.name, results)
-    label = f"{one.settings['model.name']}, {one.trained_on}"
-    writer.hparams(label, comparison.telling_apart(one.settings))
-    for name, figure in plots.draw({"": results["rows"]}, {"": [read_metrics(run.path)]}).items():
+    writer.accuracies(results["step"], curves(results["rows"]))
+    _describe(comparison.Run(run.path.name, results), writer)
+    figures = plots.draw({"": results["rows"]}, {"": [read_metrics(run.path)]})
+    if results["deblurring"]:
+        figures["deblurring"] = deblurring_report.draw({"": results})
+    for name, figure in figures.items():
         figure.savefig(run.figures / f"{name}.png", dpi=150)
         writer.image(results["step"], f"figures/{name}", plots.pixels(figure))
     write_json(run.results, results)
+
+
+def _describe(run: comparison.Run, writer: MetricsWriter) -> None:
+    folder = Path(run.settings["data.dir"]).name  # of a path, what is worth reading
+    settings = comparison.telling_apart(run.settings) | {"data.dir": folder}
+    writer.hparams(f"{run.settings['model.name']}, {run.trained_on}", settings)
 
 
 def curves(rows: list[report.Row]) -> dict[str, float]:

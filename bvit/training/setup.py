@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -330,7 +330,7 @@ def train_batches(experiment: Experiment, start_step: int) -> data.Batches:
     )
 
 
-def test_batches(experiment: Experiment) -> Iterator[dict[str, np.ndarray]]:
+def test_batches(experiment: Experiment) -> data.Batches:
     """This process's share of the test set, in batches padded to one size."""
     c = experiment.config
     return data.eval_batches(
