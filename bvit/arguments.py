@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from absl import flags
+
 EXIT_BAD_INPUT = 2
 
 
@@ -34,12 +36,21 @@ class Parser(argparse.ArgumentParser):
             name = argument.partition("=")[0]
             if name.startswith("--") and name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
-                self.error(f"no flag is called {name}; did you mean {' '.join(near or known)}?")
+                meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
+                self.error(f"no flag is called {name}; {meant}")
         return super().parse_args(arguments)
 
     def error(self, message: str) -> NoReturn:
         """Tells what is wrong, and ends the process."""
         fail(f"{message} (--help shows all flags)", EXIT_BAD_INPUT)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Reads absl's flags, for `app.run`; what is wrong is told in one line, with exit code 2."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        fail(f"{error} (--help shows all flags)", EXIT_BAD_INPUT)
 
 
 def fail(message: str, code: int) -> NoReturn:
