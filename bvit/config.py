@@ -51,6 +51,8 @@ def default_config() -> ConfigDict:
     # The score from which a patch counts as sharp; None = the score's own (relative 0.07, laplacian
     # the paper's 100, …: bvit.image.scores.THRESHOLDS).
     c.tokens.threshold = _optional(float)
+    # Shares of the patches that name:auto (in eval.policies) chooses from for each picture.
+    c.tokens.adaptive_budgets = (0.25, 0.5, 0.75, 1.0)
     c.tokens.zero_at = "pixels"  # zero blanks in the "pixels" (black) or when "normalized" (mean)
 
     c.train = ConfigDict()
@@ -63,7 +65,7 @@ def default_config() -> ConfigDict:
     c.train.label_smoothing = 0.0  # share of the target spread over all classes
     c.train.mixup = 0.0  # α of Beta(α, α), by which pairs of pictures are mixed; 0 = off
     c.train.ema_decay = 0.0  # moving average of the parameters, used in evaluation; 0 = off
-    # Weight of the divergence from the logits that all tokens give in the same step; one forward pass
+    # Weight of the divergence from the logits that all tokens give in the same step: a forward pass
     # more for each step under another policy than keep. 0 = off; ViTs only.
     c.train.distill = 0.0
     c.train.distill_temperature = 1.0  # by which both logits are divided; above 1 softens them

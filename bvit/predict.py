@@ -29,7 +29,7 @@ from bvit.data.listing import list_pictures, read_ahead
 from bvit.data.pipeline import RESIZE_RATIO
 from bvit.evaluation import report
 from bvit.evaluation.pictures import draw_levels
-from bvit.evaluation.predictor import ADAPTIVE_POLICIES, Predictions, Predictor
+from bvit.evaluation.predictor import Predictions, Predictor
 from bvit.models.inputs import Policy
 from bvit.training.interrupt import Interrupted, SignalWatch
 
@@ -98,8 +98,8 @@ def predict(options: argparse.Namespace) -> dict[str, str]:
     """
     paths, failures = list_pictures(options.pictures, sys.stdin)
     run = runs.load(options.run)
-    policy, adaptive = choose_policy(run, options.policy, options.budget)
-    predictor = Predictor(run, policy, adaptive=adaptive, batch_size=options.batch_size)
+    policy = choose_policy(run, options.policy, options.budget)
+    predictor = Predictor(run, policy, batch_size=options.batch_size)
     overlays = Overlays(options.overlays) if options.overlays else None
     output = OUTPUTS[options.format]()
     size = run.config.data.image_size
@@ -114,14 +114,14 @@ def predict(options: argparse.Namespace) -> dict[str, str]:
                 found = predictor(pixels, first=len(tokens))
                 rows = make_rows([path for path, _ in readable], found, run.class_names)
                 if overlays:
-                    levels = predictor.levels(pixels, found.policy, first=len(tokens))
+                    levels = predictor.levels(pixels, first=len(tokens))
                     overlays.save(rows, pixels, levels)
                 tokens += found.tokens.tolist()
                 with bar.external_write_mode(file=sys.stdout):
                     output.write(rows)
             bar.update(len(group))
     output.close()
-    if adaptive and tokens:
+    if policy.budgets and tokens:
         every = predictor.seconds_with_every_token(pixels, len(tokens))
         print(
             f"{np.mean(tokens):.1f} tokens a picture in the mean, of "
@@ -132,26 +132,17 @@ def predict(options: argparse.Namespace) -> dict[str, str]:
     return failures
 
 
-def choose_policy(run: runs.TrainedRun, policy: str, budget: str) -> tuple[Policy, bool]:
+def choose_policy(run: runs.TrainedRun, policy: str, budget: str) -> Policy:
     """What --policy and --budget mean together.
-
-    Returns:
-      The policy, and whether its budget follows from the picture.
 
     Raises:
       ValueError: no such policy, or a budget that is none or is given twice.
     """
     if not budget:
-        return run.policy(policy), False
+        return run.policy(policy)
     if ":" in policy:
         raise ValueError(f"the budget is given twice: --policy={policy} and --budget={budget}.")
-    name = policy or "merge"
-    if budget != "auto":
-        return run.policy(f"{name}:{budget}"), False
-    if name not in ADAPTIVE_POLICIES:
-        known = ", ".join(ADAPTIVE_POLICIES)
-        raise ValueError(f"--budget=auto goes with --policy of {known}: got {name!r}.")
-    return run.policy(name), True
+    return run.policy(f"{policy or 'merge'}:{budget}")
 
 
 def make_rows(

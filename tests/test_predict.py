@@ -13,12 +13,10 @@ from trained import CLASSES, SIZE, run_directory, write_picture
 
 from bvit import predict, runs
 from bvit.data.decode import center_crop
-from bvit.evaluation import predictor
 from bvit.image.pixels import normalize, to_float
 from bvit.image.scores import THRESHOLDS, relative_detail
 from bvit.image.sigma import estimate_sigma
 from bvit.models import tokens
-from bvit.models.inputs import Policy
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +117,6 @@ def test_budgets_that_follow_from_the_picture(command, pictures, tmp_path):
     (wanted,) = by_hand([corner], "merge", 7)
     assert detailed["confidence"] == pytest.approx(wanted.max(), abs=1e-4)
     assert "tokens a picture" in err and "every token would have taken" in err
-
-
-def test_adaptive_budgets_are_near_quarters_and_possible():
-    assert predictor.adaptive_budgets(Policy("merge", patch_size=8), 64) == (16, 31, 49, 64)
-    assert predictor.adaptive_budgets(Policy("drop", patch_size=16), 224) == (49, 98, 147, 196)
-    with pytest.raises(ValueError, match="got zero"):
-        predictor.adaptive_budgets(Policy("zero"), 224)
 
 
 def test_overlays_show_what_the_policy_did_and_lose_none_of_one_name(command, pictures, tmp_path):

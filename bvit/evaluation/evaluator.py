@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from tqdm import tqdm
 
 from bvit.evaluation import cost
+from bvit.evaluation.adaptive import AdaptiveClassifier
 from bvit.evaluation.evaluate import Outcome, evaluate, make_classify, make_corrupt, put_batch
 from bvit.models.inputs import Policy
 
@@ -19,7 +20,8 @@ class Evaluator:
     """Classifies a test set under every condition and policy, and measures what that costs.
 
     Attributes:
-      costs: policy → "tokens", and after `measure` "gflops" and "images_per_s" too.
+      costs: policy of one budget → "tokens", and after `measure` "gflops" and "images_per_s" too.
+        A policy that chooses has those of its budgets, and is timed as it classifies.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class Evaluator:
         policies: Sequence[Policy],
         num_images: int,
         image_size: int,
+        batch_size: int,
         mean: tuple[float, ...],
         std: tuple[float, ...],
         seed: int,
@@ -45,6 +48,7 @@ class Evaluator:
           policies: what the model does with blurry patches.
           num_images: size of the test set, for the progress bar.
           image_size: side of the pictures, in pixels.
+          batch_size: pictures that run together where they are sorted by budget.
           mean: normalisation of the pixels.
           std: normalisation of the pixels.
           seed: of the test blurs.
@@ -53,8 +57,11 @@ class Evaluator:
         self._model, self._batches, self._mesh = model, batches, mesh
         self._num_images, self._image_size = num_images, image_size
         self._corruptions = {name: make_corrupt(name, seed=seed, mesh=mesh) for name in conditions}
+        options = {"mean": mean, "std": std, "mesh": mesh}
         self._classifiers = {
-            policy: make_classify(model, policy, mean=mean, std=std, seed=seed, mesh=mesh)
+            policy: AdaptiveClassifier(model, policy, batch_size=batch_size, **options)
+            if policy.budgets
+            else make_classify(model, policy, seed=seed, **options)
             for policy in policies
         }
         self.costs: dict[Policy, dict[str, Any]] = {
@@ -63,7 +70,8 @@ class Evaluator:
                 "gflops": None,
                 "images_per_s": None,
             }
-            for policy in policies
+            for chosen in policies
+            for policy in chosen.static
         }
 
     def __call__(self, variables: PyTree) -> list[Outcome]:
@@ -90,9 +98,8 @@ class Evaluator:
         batch = put_batch(next(self._batches()), self._mesh)
         corrupt = next(iter(self._corruptions.values()))
         pixels = corrupt(batch["image"], batch["index"])
-        speeds = cost.images_per_second(self._classifiers, variables, pixels, batch["index"])
-        for policy, speed in speeds.items():
-            self.costs[policy]["images_per_s"] = speed
-            self.costs[policy]["gflops"] = cost.gflops(
-                self._model, variables, policy, self._image_size
-            )
+        timed = {p: classify for p, classify in self._classifiers.items() if not p.budgets}
+        speeds = cost.images_per_second(timed, variables, pixels, batch["index"])
+        for policy, costs in self.costs.items():
+            costs["images_per_s"] = speeds.get(policy)
+            costs["gflops"] = cost.gflops(self._model, variables, policy, self._image_size)

@@ -32,11 +32,13 @@ def make_rows(outcomes: Sequence[Outcome], costs: dict[Policy, dict[str, Any]]) 
 
     Args:
       outcomes: of `evaluate`.
-      costs: policy → its "tokens", "gflops" and "images_per_s".
+      costs: policy of one budget → its "tokens", "gflops" and "images_per_s".
 
     Returns:
       Rows with shares in [0, 1]; "difference" is the top-1 minus that of `keep` on the same
-      pictures, with its paired interval, and None for `keep` itself.
+      pictures, with its paired interval, and None for `keep` itself. "tokens" and "gflops" are
+      those computed for a picture, padding included, in the mean where its budget follows from
+      it; "tokens_used" are the tokens that were no padding.
     """
     baseline = {o.condition: o for o in outcomes if o.policy.name == "keep"}
     rows = []
@@ -49,7 +51,7 @@ def make_rows(outcomes: Sequence[Outcome], costs: dict[Policy, dict[str, Any]]) 
         rows.append(
             {
                 "condition": outcome.condition,
-                "policy": outcome.policy.name,
+                "policy": outcome.policy.family,
                 "budget": outcome.policy.budget,
                 "top1": _mean(right),
                 "top5": _mean(outcome.correct(5)),
@@ -57,10 +59,24 @@ def make_rows(outcomes: Sequence[Outcome], costs: dict[Policy, dict[str, Any]]) 
                 "ci95": list(wilson_interval(int(right.sum()), len(right))),
                 "difference": difference,
                 "difference_ci95": None if interval is None else list(interval),
-                **costs[outcome.policy],
+                **_costs(outcome, costs),
             }
         )
     return rows
+
+
+def _costs(outcome: Outcome, costs: dict[Policy, dict[str, Any]]) -> dict[str, Any]:
+    if outcome.budget is None:
+        found = dict(costs[outcome.policy])
+    else:
+        each = {policy.budget: costs[policy] for policy in outcome.policy.static}
+        found = {"tokens": None, "gflops": None}
+        for name in found:
+            values = [each[budget][name] for budget in outcome.budget.tolist()]
+            found[name] = float(np.mean(values)) if values and None not in values else None
+        found["images_per_s"] = outcome.images_per_s
+    used = found["tokens"] if outcome.used is None else _mean(outcome.used)
+    return found | {"tokens_used": used}
 
 
 def _mean(right: np.ndarray) -> float:
@@ -98,6 +114,8 @@ def format_cell(row: Row, key: str, form: str) -> str:
     value = policy_label(row) if key == "policy" else row[key]
     if value is None:
         return NOTHING
+    if key == "tokens" and row.get("tokens_used", value) != value:
+        return f"{form.format(row['tokens_used'])} of {form.format(value)}"
     scale = 100 if key in IN_PERCENT else 1
     values = value if isinstance(value, list) else [value]
     return form.format(*(v * scale if isinstance(v, float) else v for v in values))

@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
 
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD, check_image, normalize
@@ -34,6 +36,7 @@ def adaptive_apply(
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
     chunk_size: int = 32,
+    sharding: Sharding | None = None,
 ) -> Adaptive:
     """Classifies images, spending on each the smallest budget that holds what is sharp in it.
 
@@ -55,6 +58,7 @@ def adaptive_apply(
       mean: of each channel, taken away from the pixels before the model sees them.
       std: of each channel, divided by.
       chunk_size: images that run together.
+      sharding: how a chunk lies on the devices of this process; None is the default device.
 
     Returns:
       The logits and the budget of each image.
@@ -84,38 +88,60 @@ def adaptive_apply(
     for budget in budgets:
         # In the abstract: one that can't be is refused before anything is computed.
         jax.eval_shape(partial(tokens.plan, budget=budget, **options), image[:1])
-    needed = _in_chunks(
-        partial(_needed, threshold, **options), image, np.arange(len(image)), chunk_size
-    )
-    place = np.minimum(np.searchsorted(budgets, needed), len(budgets) - 1)
+    in_chunks = partial(_in_chunks, image, size=chunk_size, sharding=sharding)
+    choose = partial(_choose, threshold, budgets=tuple(budgets), **options)
+    chosen = in_chunks(choose, np.arange(len(image)))
     logits = np.empty((len(image), model.num_classes), np.float32)
-    for i in np.unique(place):
+    for budget in np.unique(chosen).tolist():
         classify = partial(
             _classify,
             variables,
             model=model,
-            budget=budgets[i],
+            budget=budget,
             mean=tuple(mean),
             std=tuple(std),
             **options,
         )
-        index = np.flatnonzero(place == i)
-        logits[index] = _in_chunks(classify, image, index, chunk_size)
-    return Adaptive(logits, np.asarray(budgets)[place])
+        index = np.flatnonzero(chosen == budget)
+        logits[index] = in_chunks(classify, index)
+    return Adaptive(logits, chosen)
+
+
+def smallest_budget(
+    image: Float[ArrayLike, "*b h w 3"],
+    *,
+    budgets: Sequence[int],
+    threshold: float | Float[ArrayLike, ""],
+    **options: object,
+) -> Int[Array, "*b"]:
+    """The smallest budget that holds what is sharp in each image, or else the largest.
+
+    Args:
+      image: RGB in [0, 1].
+      budgets: the numbers of patch tokens to choose from, ascending; static.
+      threshold: as in `bvit.models.tokens.plan`.
+      **options: patch_size, policy, score and block_score, as there.
+    """
+    plan = tokens.plan(image, threshold=threshold, **options)
+    needed = plan.mask[..., : plan.tile.shape[-1]].sum(-1)
+    choices = jnp.asarray(budgets, jnp.int32)
+    return choices[jnp.minimum(jnp.searchsorted(choices, needed), len(budgets) - 1)]
 
 
 def _in_chunks(
-    function: Callable[[Array], Array],
     image: Float[np.ndarray, "n h w 3"],
+    function: Callable[[Array], Array],
     index: Int[np.ndarray, "m"],
+    *,
     size: int,
+    sharding: Sharding | None,
 ) -> Shaped[np.ndarray, "m ..."]:
     """Applies a function to the images named, `size` at a time; zeros fill the last chunk."""
     results = []
     for start in range(0, len(index), size):
         chunk = image[index[start : start + size]]
         padding = [(0, size - len(chunk))] + [(0, 0)] * (image.ndim - 1)
-        results.append(function(np.pad(chunk, padding)))
+        results.append(function(jax.device_put(np.pad(chunk, padding), sharding)))
     # Waiting only here: all chunks are under way by now.
     return np.concatenate(jax.device_get(results))[: len(index)]
 
@@ -123,11 +149,9 @@ def _in_chunks(
 _STATIC = ("patch_size", "policy", "score", "block_score")
 
 
-@partial(jax.jit, static_argnames=_STATIC)
-def _needed(threshold, image, **options):
-    """How many patch tokens each image takes at the threshold."""
-    plan = tokens.plan(image, threshold=threshold, **options)
-    return plan.mask[:, : plan.tile.shape[1]].sum(-1)
+@partial(jax.jit, static_argnames=(*_STATIC, "budgets"))
+def _choose(threshold, image, **options):
+    return smallest_budget(image, threshold=threshold, **options)
 
 
 @partial(jax.jit, static_argnames=(*_STATIC, "model", "budget", "mean", "std"))

@@ -13,6 +13,7 @@ from bvit.image.focus import PAPER_THRESHOLD, mask_patches, patch_mask
 from bvit.image.pixels import normalize
 from bvit.image.scores import DEFAULT_SCORE, SCORES, THRESHOLDS, own_threshold
 from bvit.models import tokens
+from bvit.models.adaptive import smallest_budget
 
 # Policies that compute every token unless they are given a budget.
 UNBUDGETED = ("keep", "zero")
@@ -20,6 +21,10 @@ UNBUDGETED = ("keep", "zero")
 ON_PIXELS, BETWEEN_LAYERS = ("zero",), ("tome",)
 # Policies that take no notice of how sharp a patch is.
 UNSCORED = ("keep", "random", *BETWEEN_LAYERS)
+# Policies whose budget can follow from the picture, and the shares of all patches that one may then
+# cost: few, for each is compiled.
+ADAPTIVE = ("drop", "pool", *tokens.MERGE_LEVELS)
+ADAPTIVE_SHARES = (0.25, 0.5, 0.75, 1.0)
 ZERO_AT = ("pixels", "normalized")
 
 
@@ -36,6 +41,8 @@ class Policy:
       threshold: the score from which a patch counts as sharp: of the budget, only as much is used
         as reaches it, and the rest is padding. None fills the budget; for `zero` without a budget,
         None is the paper's experiment: the variance of the Laplacian must be at least 100.
+      budgets: where there are any, each picture gets the smallest of these, ascending, that holds
+        what reaches the threshold in it, or else the largest; see `bvit.models.adaptive_apply`.
       zero_at: `zero` writes 0 into the "pixels" (black, as the paper says) or into the
         "normalized" picture (the mean colour).
     """
@@ -46,6 +53,7 @@ class Policy:
     score: str = DEFAULT_SCORE
     threshold: float | None = None
     zero_at: str = "pixels"
+    budgets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         known = (*ON_PIXELS, *BETWEEN_LAYERS, *tokens.POLICIES)
@@ -61,17 +69,33 @@ class Policy:
                 f"policy {self.name!r} ranks no patches, so it has no threshold: leave it out, or "
                 "use drop, pool or merge."
             )
+        if self.budgets and (self.name not in ADAPTIVE or self.threshold is None):
+            raise ValueError(
+                f"a budget that follows from the picture needs one of {', '.join(ADAPTIVE)}, and a "
+                f"threshold: got {self.name}, threshold={self.threshold}."
+            )
         if self.zero_at not in ZERO_AT:
             raise ValueError(f"zero_at must be one of {', '.join(ZERO_AT)}: got {self.zero_at!r}.")
 
     @property
     def family(self) -> str:
         """The policy without its budget, as one types it: "drop", "drop:threshold"."""
-        if self.threshold is None:
-            return self.name
-        if self.threshold == THRESHOLDS[self.score]:
-            return f"{self.name}:threshold"
-        return f"{self.name}:threshold={self.threshold:g}"
+        parts = [self.name]
+        if self.budgets:
+            parts.append("auto")
+        if self.threshold not in (None, THRESHOLDS[self.score]):
+            parts.append(f"threshold={self.threshold:g}")
+        elif self.threshold is not None and not self.budgets:
+            parts.append("threshold")
+        return ":".join(parts)
+
+    @property
+    def static(self) -> tuple["Policy", ...]:
+        """The policies of one budget that this one chooses from: itself, if it has one budget."""
+        if not self.budgets:
+            return (self,)
+        one = dataclasses.replace(self, threshold=None, budgets=())
+        return tuple(dataclasses.replace(one, budget=budget) for budget in self.budgets)
 
     @property
     def label(self) -> str:
@@ -85,6 +109,7 @@ def parse_policy(
     grid: tuple[int, int],
     default_budget: int | None = None,
     threshold: float | None = None,
+    shares: tuple[float, ...] = ADAPTIVE_SHARES,
     **options: object,
 ) -> Policy:
     """Reads a policy as people type it: a name, and then, in any order, a budget and a threshold.
@@ -93,7 +118,8 @@ def parse_policy(
     largest budget of at most half of them). With "threshold" ("drop:0.5:threshold") the budget is a
     capacity: patches that do not reach the threshold leave their places empty. It is `threshold`,
     or else the score's own; "threshold=0.1" names another. `zero` alone is the paper's experiment,
-    by the variance of the Laplacian; "zero:threshold" goes by the score.
+    by the variance of the Laplacian; "zero:threshold" goes by the score. With "auto" for a budget
+    ("merge:auto") each picture gets the smallest of a few that holds what reaches the threshold.
 
     Args:
       text: the policy.
@@ -101,6 +127,7 @@ def parse_policy(
       default_budget: for a policy that takes a budget, where `text` names none.
       threshold: where `text` asks for one without naming it; for `zero`, if the score is
         "laplacian". None is the score's own.
+      shares: of the patches, what "auto" chooses from.
       **options: the other fields of `Policy`.
 
     Raises:
@@ -116,8 +143,11 @@ def parse_policy(
             "a policy is a name, and then at most one budget and one threshold, as "
             f"drop:0.5:threshold: got {text!r}."
         )
-    budget = None if name in UNBUDGETED else default_budget
-    if rest:
+    if rest == ["auto"]:
+        asked = asked or ["threshold"]
+        options["budgets"] = _adaptive_budgets(name, grid, shares)
+    budget = None if name in UNBUDGETED or "budgets" in options else default_budget
+    if rest and rest != ["auto"]:
         budget = _parse_budget(rest[0], name, grid, text)
     if asked:
         threshold = _parse_threshold(asked[0], threshold, score)
@@ -126,6 +156,17 @@ def parse_policy(
     else:
         threshold = None
     return Policy(name, budget=budget, threshold=threshold, **options)
+
+
+def _adaptive_budgets(
+    name: str, grid: tuple[int, int], shares: tuple[float, ...]
+) -> tuple[int, ...]:
+    if name not in ADAPTIVE:
+        raise ValueError(
+            f"a budget that follows from the picture needs one of {', '.join(ADAPTIVE)}: got "
+            f"{name}:auto."
+        )
+    return tuple(sorted({tokens.budget_for(name, grid, share) for share in shares}))
 
 
 def _parse_budget(budget: str, name: str, grid: tuple[int, int], text: str) -> int:
@@ -138,7 +179,7 @@ def _parse_budget(budget: str, name: str, grid: tuple[int, int], text: str) -> i
     if math.isnan(share) or name in BETWEEN_LAYERS:
         raise ValueError(
             "a policy's budget is a number of tokens, as drop:32, or (but for tome) a share of "
-            f"them, as drop:0.5: got {text!r}."
+            f"them, as drop:0.5, or auto: got {text!r}."
         )
     return tokens.budget_for(name, grid, share)
 
@@ -185,7 +226,16 @@ def prepare(
 
     Returns:
       The normalised pictures, and the plan to hand to the ViT (None: every token).
+
+    Raises:
+      ValueError: a policy of several budgets: its pictures differ in shape, and have no one plan.
     """
+    if policy.budgets:
+        raise ValueError(
+            f"policy {policy.label} gives each picture a budget of its own, so there is no plan "
+            f"for all of them: name a budget, as {policy.static[0].label}; only evaluation, "
+            "prediction and bvit.models.adaptive_apply can choose."
+        )
     if policy.name == "zero":
         keep = _kept_by_zero(image, policy)
         if policy.zero_at == "pixels":
@@ -210,6 +260,17 @@ def shown_levels(
     0 is full resolution, 1 and 2 are merged blocks of 2×2 and 4×4 patches, -1 is left out or
     blanked. Arguments are those of `prepare`.
     """
+    if policy.budgets:
+        chosen = smallest_budget(
+            image,
+            patch_size=policy.patch_size,
+            policy=policy.name,
+            score=policy.score,
+            threshold=policy.threshold,
+            budgets=policy.budgets,
+        )
+        levels = [shown_levels(image, one) for one in policy.static]
+        return jnp.select([(chosen == b)[:, None, None] for b in policy.budgets], levels)
     if policy.name in ON_PIXELS:
         return _kept_by_zero(image, policy).astype(jnp.int32) - 1
     plan = _plan(image, policy, keys)
@@ -217,6 +278,16 @@ def shown_levels(
         n, height, width, _ = image.shape
         return jnp.zeros((n, height // policy.patch_size, width // policy.patch_size), jnp.int32)
     return plan.level_map
+
+
+def used_tokens(image: Float[Array, "n h w 3"], policy: Policy) -> Int[Array, " n"]:
+    """How many places of a policy's budget each picture fills; the rest of them is padding.
+
+    Args:
+      image: pixels in [0, 1].
+      policy: one with a threshold and one budget. Static.
+    """
+    return _plan(image, policy, None).mask.sum(-1)
 
 
 def _plan(image: Array, policy: Policy, keys: Array | None) -> tokens.TokenPlan | None:

@@ -105,9 +105,20 @@ def prepare(config: ConfigDict) -> Experiment:
     policies = tuple(build_policy(c, model, text) for text in config_lib.words(c.eval.policies))
     if any(policy.name in BETWEEN_LAYERS for policy in train_policies):
         raise ValueError("tome is a policy to evaluate with: train with keep, and eval tome:r.")
+    if any(policy.budgets for policy in train_policies):
+        raise ValueError(
+            "auto is a budget to evaluate with: train with several that each step draws from, as "
+            "tokens.policy=keep,merge:0.5,merge:0.25."
+        )
+    if any(policy.budgets for policy in policies) and jax.process_count() > 1:
+        raise ValueError(
+            "auto sorts pictures by budget on one host, and there are "
+            f"{jax.process_count()} processes: name budgets in eval.policies, as merge:0.5."
+        )
     _check_distillation(c, model, train_policies)
     for policy in (*train_policies, *policies):
-        cost.num_tokens(model, policy, c.data.image_size)  # a budget that can't be is an error here
+        for static in policy.static:  # a budget that can't be is an error here
+            cost.num_tokens(model, static, c.data.image_size)
     total_steps = _total_steps(c, len(train_source))
     check_steps(c.profile.steps, total_steps)
     schedule = make_schedule(
@@ -147,6 +158,10 @@ def _check_values(c: ConfigDict) -> None:
         "tokens.policy": (bool(config_lib.words(c.tokens.policy)), "at least one, as keep"),
         "train.distill": (c.train.distill >= 0, "a weight, 0 (off) or more"),
         "train.distill_temperature": (c.train.distill_temperature > 0, "above 0"),
+        "tokens.adaptive_budgets": (
+            len(c.tokens.adaptive_budgets) > 0,
+            "at least one share, as (0.25, 0.5, 1.0)",
+        ),
         "seed": (c.seed >= 0, "0 or more"),
         "data.crop_scale": (0 < low <= high <= 1, "a range within (0, 1], as (0.08, 1.0)"),
         "data.on_error": (c.data.on_error in ("raise", "skip"), "raise or skip"),
@@ -265,6 +280,7 @@ def build_policy(c: ConfigDict, model: nn.Module, text: str) -> Policy:
         default_budget=c.tokens.budget,
         score=c.tokens.score,
         threshold=c.tokens.threshold,
+        shares=tuple(c.tokens.adaptive_budgets),
         zero_at=c.tokens.zero_at,
     )
     if not is_vit and policy.name not in ("keep", "zero"):
@@ -396,6 +412,7 @@ def make_evaluator(experiment: Experiment) -> Evaluator:
         policies=experiment.policies,
         num_images=len(experiment.test_source),
         image_size=c.data.image_size,
+        batch_size=c.eval.batch_size,
         mean=experiment.recipes[0].mean,
         std=experiment.recipes[0].std,
         seed=c.seed,

@@ -3,9 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bvit.evaluation.adaptive import AdaptiveClassifier
 from bvit.evaluation.evaluate import evaluate, label_rank, make_classify, make_corrupt
 from bvit.evaluation.report import format_table, make_rows
-from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD
+from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD, to_float
+from bvit.image.scores import relative_detail
 from bvit.models.inputs import Policy
 from bvit.models.vit import VisionTransformer
 from bvit.training import sharding
@@ -52,10 +54,14 @@ def batches(batch_size):
         }
 
 
-def outcomes(batch_size, mesh):
-    variables = MODEL.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
+def make_variables():
+    variables = jax.jit(MODEL.init)(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
     # At initialisation all logits are nearly equal; larger ones tell the pictures apart.
-    variables = jax.tree.map(lambda x: 3 * x, variables)
+    return jax.tree.map(lambda x: 3 * x, variables)
+
+
+def outcomes(batch_size, mesh):
+    variables = make_variables()
     options = {"seed": 3, "mesh": mesh}
     return evaluate(
         variables,
@@ -116,3 +122,43 @@ def test_rows_count_every_picture_and_pair_with_keep(reference):
     assert len(lines) == 2 + len(rows)
     assert len({len(line) for line in lines}) == 1
     assert f"{100 * rows[0]['top1']:.2f}" in lines[2]
+
+
+def test_budgets_that_follow_from_the_picture_and_places_that_stay_empty(caplog):
+    """On eight devices; every picture as under the one budget that it gets, and in its place."""
+    mesh = sharding.make_mesh(devices=jax.devices()[:8])
+    options = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "mesh": mesh}
+    detail = np.asarray(relative_detail(to_float(make_pictures()[0]), patch_size=8))
+    threshold = float(np.median(detail))
+    needed = np.maximum((detail >= threshold).sum((1, 2)), 1)
+    auto = Policy("drop", 8, threshold=threshold, budgets=(2, 4))
+    partly = Policy("drop", 8, threshold=threshold, budget=2)
+    classifiers = {
+        policy: make_classify(MODEL, policy, seed=3, **options) for policy in (*auto.static, partly)
+    }
+    classifiers[auto] = AdaptiveClassifier(MODEL, auto, batch_size=8, **options)
+    corruptions = {"sharp": make_corrupt("sharp", seed=3, mesh=mesh)}
+    arguments = (make_variables(), list(batches(8)), corruptions, classifiers)
+    two, four, masked, chosen = found = evaluate(*arguments, mesh=mesh)
+    np.testing.assert_array_equal(chosen.index, np.arange(IMAGES))
+    np.testing.assert_array_equal(chosen.budget, np.where(needed <= 2, 2, 4))
+    assert set(chosen.budget) == {2, 4}
+    np.testing.assert_array_equal(chosen.rank, np.where(needed <= 2, two.rank, four.rank))
+    np.testing.assert_array_equal(masked.used, np.minimum(needed, 2))
+    assert chosen.images_per_s > 0
+
+    static = (two.policy, four.policy, partly)
+    costs = {one: {"tokens": one.budget, "gflops": 0.1 * one.budget} for one in static}
+    rows = make_rows(found, costs)
+    assert rows[3]["tokens"] == rows[3]["tokens_used"] == np.mean(chosen.budget)
+    np.testing.assert_allclose(rows[3]["gflops"], 0.1 * np.mean(chosen.budget))
+    assert rows[2]["tokens"] == 2 and rows[2]["tokens_used"] == np.mean(masked.used)
+    assert f"{np.mean(masked.used):.3g} of 2 " in format_table(
+        [row | {"images_per_s": None} for row in rows]
+    )
+
+    caplog.clear()
+    with jax.log_compiles():
+        again = evaluate(*arguments, mesh=mesh)
+    assert not [r for r in caplog.records if "compilation" in r.getMessage()]
+    np.testing.assert_array_equal(again[3].rank, chosen.rank)

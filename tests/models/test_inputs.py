@@ -62,6 +62,23 @@ def test_a_budget_with_a_threshold_is_a_capacity(pictures):
     np.testing.assert_array_equal(plan.level_map, shown_levels(image, policy))
 
 
+def test_a_policy_that_chooses_is_drawn_at_the_budget_that_each_picture_gets(pictures):
+    image, keys = pictures
+    image = image.at[0].set(0.5)  # nothing in it is sharp
+    auto = parse_policy("drop:auto", grid=(8, 8), patch_size=PATCH)
+    assert auto.budgets == (16, 32, 48, 64)
+    needed = (SCORES["relative"](image, patch_size=PATCH) >= auto.threshold).sum((1, 2))
+    budgets = [min(b for b in auto.budgets if b >= n) for n in needed]
+    assert len(set(budgets)) > 1
+    shown = np.asarray(shown_levels(image, auto))
+    np.testing.assert_array_equal((shown == 0).sum((1, 2)), budgets)
+    static = {policy.budget: np.asarray(shown_levels(image, policy)) for policy in auto.static}
+    for one, level, budget in zip(range(COUNT), shown, budgets, strict=True):
+        np.testing.assert_array_equal(level, static[budget][one])
+    with pytest.raises(ValueError, match="drop:auto gives each picture.*as drop:16"):
+        prepare(image, auto, keys=keys, **OPTIONS)
+
+
 @pytest.mark.parametrize("name", ["keep", "tome"])
 def test_policies_that_show_everything_have_no_plan(pictures, name):
     image, keys = pictures
@@ -121,12 +138,22 @@ def test_budgets_as_tokens_and_as_shares(text, budget):
         ("merge:threshold", "merge:threshold", 0.07),
         ("zero:threshold", "zero:threshold", 0.07),
         ("zero", "zero", None),
+        ("merge:auto", "merge:auto", 0.07),
+        ("merge:threshold=0.2:auto", "merge:auto:threshold=0.2", 0.2),
     ],
 )
 def test_thresholds_are_the_score_s_own_or_named(text, label, threshold):
     policy = parse_policy(text, grid=(8, 8), patch_size=PATCH)
     assert (policy.label, policy.threshold) == (label, threshold)
     assert parse_policy(label, grid=(8, 8), patch_size=PATCH) == policy
+
+
+def test_auto_chooses_between_budgets_near_shares():
+    merge = parse_policy("merge:auto", grid=(8, 8), patch_size=PATCH, default_budget=31)
+    assert merge.budgets == (16, 31, 46, 64) and merge.budget is None
+    assert [policy.label for policy in merge.static][:2] == ["merge:16", "merge:31"]
+    drop = parse_policy("drop:auto", grid=(14, 14), patch_size=16, shares=(1.0, 0.5))
+    assert drop.budgets == (98, 196)
 
 
 def test_a_configured_threshold_is_of_the_configured_score():
@@ -160,6 +187,7 @@ def test_half_of_a_grid_of_14():
         ("drop:32:threshold:threshold", "at most one budget"),
         ("drop:32:threshold=low", "threshold=0.1"),
         ("keep:threshold", "ranks no patches"),
+        ("zero:auto", "needs one of drop, pool, merge, merge2: got zero:auto"),
         ("random:3:threshold", "ranks no patches"),
     ],
 )
