@@ -6,12 +6,7 @@
 `model` is resnet50, vgg19, googlenet or any other row of the model table; `init_from` is a file of
 published weights, or hf:timm/resnet50.tv_in1k with the extra that README.md names. Nothing is
 trained: a run takes one pass over the test set, minutes on a GPU. To fine-tune the weights on
-blurred pictures instead, as practitioners would first, give it a length and a condition (25,000
-steps are five epochs of ImageNet):
-
-    --config.train.steps=25000 --config.train.condition=mix --config.train.batch_size=256
-
-On ImageNet: not yet run.
+blurred pictures, as practitioners would first: configs/finetune.py. On ImageNet: not yet run.
 """
 
 from ml_collections import ConfigDict
@@ -31,10 +26,6 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.model.name = chosen["model"]
     config.init_head = True
     config.train.steps = 0
-    # What fine-tuning uses, if it is asked for.
-    config.optimizer.name = "sgd"
-    config.optimizer.learning_rate = 0.01
-    config.optimizer.weight_decay = 1e-4
     config.eval.conditions = ",".join(["sharp", "blur", *(f"gaussian:{s:g}" for s in SIGMAS)])
     config.eval.policies = "keep"
     return config.lock()

@@ -14,6 +14,7 @@ ON_PHOTOS = {
     "vit_mask": ("", "photos"),
     "cnn_blur": ("", "model=googlenet,train=blur", "resnet50_dilated", "model=vgg11_bn"),
     "pretrained": (),  # needs weights
+    "finetune": (),  # likewise, but below they are drawn
     "deblur_or_not": (),  # likewise
 }
 
@@ -48,6 +49,32 @@ def test_its_pieces_fit_together(name, arguments):
     assert experiment.total_steps > 100
 
 
+@pytest.mark.parametrize(
+    ("model", "init_from", "policies"),
+    [
+        (
+            "vit_small_patch16_224",
+            "hf:timm/vit_small_patch16_224.augreg_in21k_ft_in1k",
+            ("keep", "merge:97", "merge:67"),
+        ),
+        ("resnet50", "hf:timm/resnet50.tv_in1k", ("keep",)),
+        ("vgg19", "hf:timm/vgg19.tv_in1k", ("keep",)),
+    ],
+)
+def test_fine_tuning_fits_together_but_for_the_weights(model, init_from, policies):
+    config = importlib.import_module("configs.finetune").get_config(f"model={model},data=photos")
+    assert config.init_from == init_from and not config.init_head
+    config.init_from = ""
+    experiment = prepare(config)
+    assert tuple(recipe.policy.label for recipe in experiment.recipes) == policies
+    assert experiment.optimizer is not None and experiment.total_steps >= 20_000
+    if len(policies) > 1:
+        assert [recipe.distils for recipe in experiment.recipes] == [False, True, True]
+        assert "merge:auto" in [policy.label for policy in experiment.policies]
+    imagenet = importlib.import_module("configs.finetune").get_config(f"model={model}")
+    assert imagenet.init_head and imagenet.data.name == "imagenet2012"
+
+
 def test_evaluation_alone_needs_weights():
     config = importlib.import_module("configs.pretrained").get_config("resnet18,data=photos")
     with pytest.raises(ValueError, match="set init_from"):
@@ -69,6 +96,7 @@ def test_evaluation_alone_needs_weights():
         ("data.on_error", "ignore"),
         ("data.resize", 63),
         ("model.dtype", "float31"),
+        ("tokens.adaptive_budgets", ()),
         ("train.distill", -0.5),
         ("train.distill_temperature", 0.0),
     ],
@@ -91,6 +119,16 @@ def test_distillation_needs_tokens_to_leave_out(name, arguments, policies, messa
     config = importlib.import_module(f"configs.{name}").get_config(arguments)
     config.update_from_flattened_dict({"train.distill": 1.0, "tokens.policy": policies})
     with pytest.raises(ValueError, match=message):
+        prepare(config)
+
+
+def test_a_budget_that_follows_from_the_picture_is_to_evaluate_with():
+    config = importlib.import_module("configs.vit_mask").get_config()
+    config.eval.policies = "keep,merge:auto"
+    config.tokens.adaptive_budgets = (0.25, 1.0)
+    assert prepare(config).policies[1].budgets == (16, 64)
+    config.tokens.policy = "keep,merge:auto"
+    with pytest.raises(ValueError, match="auto is a budget to evaluate with"):
         prepare(config)
 
 
