@@ -1,0 +1,149 @@
+"""A whole training step: what blur adds to it, and what fewer tokens save."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from bvit import models
+from bvit.benchmarks.harness import Case, Function, compute_dtype, on_accelerator, waiting
+from bvit.benchmarks.networks import CLASSES, TRAINING_FLOPS
+from bvit.evaluation import cost
+from bvit.image.conditions import apply_condition, indexed_keys
+from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD, to_float
+from bvit.models.inputs import Policy, parse_policy
+from bvit.training import sharding
+from bvit.training.optimizer import make_optimizer
+from bvit.training.state import TrainState, create_state
+from bvit.training.step import Recipe, make_train_step
+
+SIZE, PATCH = 224, 16
+# Those that targets are stated for: on an accelerator, and on a CPU, where ViT-B takes minutes.
+ACCELERATOR = ("vit_base_patch16_224", "resnet50", 256)
+CPU = ("vit_tiny_patch16_224", "resnet18", 32)
+POLICIES = ("drop:98", "merge:97")
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A training step on random pictures.
+
+    Attributes:
+      model: what is trained.
+      recipe: how a batch is treated.
+      mesh: the devices.
+      state: of the model and AdamW, before the first step.
+      batch: pictures and labels, on the devices.
+    """
+
+    model: nn.Module
+    recipe: Recipe
+    mesh: Mesh
+    state: TrainState
+    batch: dict[str, Array]
+
+    def jitted(self) -> Callable:
+        """The step as the training loop compiles it: its state is donated."""
+        step = make_train_step(
+            self.model, _optimizer(), self.recipe, num_classes=CLASSES, mesh=self.mesh
+        )
+        return jax.jit(step, donate_argnums=0)
+
+    def runner(self) -> Function:
+        """A function that does one step after the other."""
+        # The first call donates its state, and others may start from the same.
+        step, state = self.jitted(), [jax.tree.map(jnp.copy, self.state)]
+
+        def run() -> object:
+            state[0], metrics = step(state[0], self.batch)
+            return metrics
+
+        return waiting(run)
+
+    def flops(self) -> float:
+        """Operations of the model in a step: three times its forward pass. Blur is left out."""
+        count, size = self.batch["image"].shape[:2]
+        variables = self.state.eval_variables
+        forward = cost.gflops(self.model, variables, self.recipe.policy, size)
+        return TRAINING_FLOPS * count * 1e9 * forward
+
+
+def make_step(
+    name: str,
+    *,
+    batch_size: int,
+    size: int,
+    condition: str = "sharp",
+    policy: str = "keep",
+    devices: int = 1,
+    **overrides: object,
+) -> Step:
+    """A step of a model by name, on random pictures; other options are the model's."""
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    if name.startswith("vit"):
+        overrides["image_size"] = size
+    model = models.create(name, num_classes=CLASSES, dtype=compute_dtype(), **overrides)
+    recipe = Recipe(
+        condition=condition,
+        policy=_policy(policy, size),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
+    create = jax.jit(
+        lambda key: create_state(key, model=model, optimizer=_optimizer(), image_size=size),
+        out_shardings=sharding.replicated(mesh),
+    )
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (batch_size, size, size, 3), np.uint8),
+        "label": rng.integers(0, CLASSES, batch_size).astype(np.int32),
+    }
+    batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+    return Step(model, recipe, mesh, create(jax.random.key(0)), batch)
+
+
+def _policy(text: str, size: int) -> Policy:
+    return parse_policy(text, grid=(size // PATCH,) * 2, patch_size=PATCH)
+
+
+def _optimizer() -> optax.GradientTransformation:
+    return make_optimizer("adamw", optax.constant_schedule(1e-3), weight_decay=0.05)
+
+
+def cases() -> Iterator[Case]:
+    """All rows of the suite."""
+    vit, cnn, count = ACCELERATOR if on_accelerator() else CPU
+
+    def case(name: str, title: str, peer: str = "", peer_run=None, **options) -> Case:
+        step = make_step(name, batch_size=count, size=SIZE, **options)
+        title = f"step of {name}, {count}×{SIZE}², {title}"
+        return Case("train", title, step.runner(), peer, peer_run, flops=step.flops())
+
+    sharp = case(vit, "sharp")
+    whole = case(vit, "blur", "without blur", sharp.run, condition="blur")
+    yield from (sharp, whole)
+    yield _blur_alone(count, whole.run)
+    for policy in POLICIES:
+        yield case(vit, f"blur, {policy}", "keep", whole.run, condition="blur", policy=policy)
+    yield case(cnn, "blur", condition="blur")
+
+
+def _blur_alone(count: int, step: Function) -> Case:
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(rng.integers(0, 256, (count, SIZE, SIZE, 3), np.uint8))
+    keys = indexed_keys(jax.random.key(0), jnp.arange(count))
+    blur = jax.jit(lambda keys, image: apply_condition("blur", keys, to_float(image)))
+    return Case(
+        "train",
+        f"the blur of a step alone, {count}×{SIZE}²",
+        waiting(lambda: blur(keys, image)),
+        "the whole step",
+        step,
+        bytes=5 * image.nbytes,  # uint8 in, float32 out
+    )
