@@ -54,7 +54,7 @@ def test_a_run_is_tried_on_deblurred_pictures(tmp_path, capsys):
         write_picture(tmp_path / "data" / "train" / name / "0.png", seed=i)
         write_picture(tmp_path / "data" / "val" / name / "0.png", seed=i)
     config = get_config(f"run={run_directory()}").unlock()
-    assert len(config_lib.words(config.eval.conditions)) == 20
+    assert len(config_lib.words(config.eval.conditions)) == 14
     config.data.dir = str(tmp_path / "data")
     config.eval.conditions = "wiener:gaussian:1"
     run = RunDirectory(tmp_path / "run", config_lib.to_dict(config))

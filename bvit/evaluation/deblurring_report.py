@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from bvit.evaluation.deblurring import Row, unpack
 from bvit.evaluation.statistics import paired_difference
+from bvit.evaluation.tables import NOT_RUN
 
 TITLE = (
     "Deblurred or not: top-1 in % with its 95 % interval; then the difference to the first line, "
@@ -117,7 +118,7 @@ def _lines(runs: Mapping[str, Sequence[Row]]) -> list[list[str]]:
 def _cell(row: Row | None, first: dict[str, np.ndarray]) -> str:
     """A row's accuracy; `first` remembers which pictures the first of each kind had right."""
     if row is None:
-        return "–"
+        return NOT_RUN
     text, right = f"{100 * row['top1']:.1f}", unpack(row)
     baseline = first.setdefault(row["pictures"], right)
     if baseline is right:

@@ -56,7 +56,7 @@ def test_several_models_stand_in_one_table_beside_the_first():
     by_name = {tuple(line[:2]): line[4:] for line in lines[1:]}
     assert len(by_name) == 6 and {len(line) for line in lines} == {6}
     assert by_name["b", "direct"][0].startswith("60.0: +20.0 [+")
-    assert by_name["a", "direct"][1] == "–"
+    assert by_name["a", "direct"][1] == "not run"
 
 
 def test_pictures_of_another_seed_get_a_table_of_their_own():
