@@ -20,7 +20,9 @@ from bvit.training.rundir import RunDirectory
 from bvit.training.setup import prepare
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Experiment, e.g. configs/vit_mask.py; set a key with --config.key=value."
+    "config",
+    None,
+    "Experiment, e.g. configs/vit_mask.py; change a key of bvit/config.py with --config.key=value.",
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; by default runs/<config's name>.")
 COORDINATOR = flags.DEFINE_string(

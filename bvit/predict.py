@@ -69,8 +69,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--budget",
         default="",
-        metavar="N|auto",
-        help="patch tokens for a picture; auto: the smallest of a few numbers that its blur "
+        metavar="N|SHARE|auto",
+        help="patch tokens for a picture, or a share of them (0.5); auto: the smallest of a few numbers that its blur "
         "allows, and the time which that saved",
     )
     parser.add_argument("--format", choices=OUTPUTS, default="table", help="of the results")
