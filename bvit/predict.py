@@ -70,8 +70,8 @@ def _parser() -> Parser:
         "--budget",
         default="",
         metavar="N|SHARE|auto",
-        help="patch tokens for a picture, or a share of them (0.5); auto: the smallest of a few numbers that its blur "
-        "allows, and the time which that saved",
+        help="patch tokens for a picture, or a share of them (0.5); auto: the smallest of a few "
+        "numbers that its blur allows, and the time which that saved",
     )
     parser.add_argument("--format", choices=OUTPUTS, default="table", help="of the results")
     parser.add_argument(

@@ -119,7 +119,7 @@ def read_run(path: Path) -> Run:
         raise ValueError(f"{path} is not finished ({at}): run its command again until it is.")
     try:
         run = Run(path.name, json.loads((path / "results.json").read_text()), lines)
-        group([run])[0].rows, run.caption  # whether all is there that is needed
+        _sections(group([run]), matrix=False)  # is all there that a report needs?
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path / 'results.json'} is damaged ({error!r}).") from error
     return run

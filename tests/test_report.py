@@ -237,7 +237,9 @@ def test_what_is_no_finished_run_is_told_and_the_others_are_reported(runs, tmp_p
         (folder / "config.json").write_text("{}")
     (begun / "metrics.jsonl").write_text('{"step": 30, "loss": 1.0}\n')
     file.write_text("")
-    for content in ("{", "[]", '{"rows": []}', '{"config": {}, "rows": []}'):
+    whole = json.loads((runs / "mix0" / "results.json").read_text())
+    lacking = [json.dumps({k: v for k, v in whole.items() if k != key}) for key in whole]
+    for content in ("{", "[]", *lacking):
         (damaged / "results.json").write_text(content)
         told = call(runs / "mix0", begun, damaged, file, tmp_path)
         assert "not finished (it has logged step 30)" in told.err
