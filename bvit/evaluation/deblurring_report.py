@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from bvit.evaluation.deblurring import Row, unpack
 from bvit.evaluation.statistics import paired_difference
@@ -48,18 +49,22 @@ def draw(runs: Results) -> Figure:
     methods = _in_order(row["method"] for rows in runs.values() for row in rows)
     columns = min(COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(2.6 * columns + 2, 2.6 * lines + 0.2), layout="constrained")
+    figure = Figure(figsize=(2.5 * columns + 2, 3.2 * lines), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     for axes, pictures in zip(grid.flat, panels, strict=False):
         axes.set_title(pictures, fontsize="medium")
-        axes.set(xscale="log", ylim=(0, None))
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.spines[["top", "right"]].set_visible(False)
         for i, (name, rows) in enumerate(runs.items()):
             _draw_run(axes, name, [r for r in rows if r["pictures"] == pictures], methods, f"C{i}")
     for axes in grid[:, 0]:
-        axes.set_ylabel("top-1 (%)")
+        axes.set_ylabel("top-1 (%), 95 % interval")
+        axes.set_ylim(bottom=0)
     for axes in grid.flat[max(0, len(panels) - columns) : len(panels)]:
         axes.set_xlabel("ms for a picture")
     named = {

@@ -68,6 +68,7 @@ def test_the_plot_has_a_panel_for_each_kind_of_picture():
     figure = deblurring_report.draw({"a": results(), "b": results()})
     titles = [axes.get_title() for axes in figure.axes if axes.get_visible()]
     assert titles == ["noisy:blur", "stored:blur"]
+    assert all(axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > 60 for axes in figure.axes)
     labels = {text.get_text() for text in figure.legends[0].get_texts()}
     assert {"a, direct", "b, wiener"} <= labels and len(labels) == 6
     with pytest.raises(ValueError, match="no run deblurred"):
