@@ -96,6 +96,8 @@ def _mean_row(rows: Sequence[Row]) -> Row:
     if len(rows) == 1:
         return {**first, "seeds": 1}
     mean: Row = {key: statistics.fmean(row[key] for row in rows) for key in AVERAGED}
+    # Runs of before a threshold could leave places empty do not say how many were: none.
+    mean["tokens_used"] = statistics.fmean(row.get("tokens_used", row["tokens"]) for row in rows)
     mean["top1"], interval = t_interval([row["top1"] for row in rows])
     mean["ci95"] = [max(0.0, interval[0]), min(1.0, interval[1])]
     if all(row["difference"] is not None for row in rows):
