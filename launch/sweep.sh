@@ -77,9 +77,10 @@ if [[ "$mode" = --arguments=* ]]; then
   exit
 fi
 
-child='' stop=0 failed=()
+stop=0 failed=()
 trap 'stop=130' INT # a terminal sends it to the run as well
-trap 'stop=143; kill -TERM "$child" 2>/dev/null' TERM
+# shellcheck disable=SC2046 # a number, or nothing between two runs
+trap 'stop=143; kill -TERM $(jobs -p) 2>/dev/null' TERM
 for ((number = 0; number < total && stop == 0; number++)); do
   choose "$number" "$@"
   command=("${BVIT_PYTHON:-python3}" -m bvit.main "${arguments[@]}")

@@ -133,7 +133,9 @@ def test_a_run_that_was_asked_to_stop_stops_the_sweep(tmp_path, end):
 
 def test_sigterm_to_the_sweep_is_passed_on_to_the_run(tmp_path):
     stub = tmp_path / "python"
-    stub.write_text("#!/bin/bash\ntrap 'exit 143' TERM\nkill -TERM $PPID\nsleep 20 & wait\n")
+    stub.write_text(
+        "#!/bin/bash\ntrap 'exit 143' TERM\nkill -TERM $PPID\nsleep 20 >/dev/null 2>&1 & wait\n"
+    )
     stub.chmod(0o755)
     code, out, _ = bash("sweep.sh", *SWEEP, BVIT_PYTHON=str(stub))
     assert code == 143 and out.count("run ") == 1
