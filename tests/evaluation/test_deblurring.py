@@ -1,11 +1,13 @@
 import math
 
+import jax
 import numpy as np
 import pytest
 
 from bvit.evaluation import deblurring, deblurring_report
-from bvit.evaluation.evaluate import Outcome
+from bvit.evaluation.evaluate import Outcome, make_corrupt
 from bvit.models.inputs import Policy
+from bvit.training import sharding
 
 KEEP = Policy("keep", patch_size=8)
 CONDITIONS = ("noisy:blur", "wiener:noisy:blur", "sharp", "richardson_lucy:stored:blur")
@@ -44,6 +46,16 @@ def test_deblurred_pictures_are_compared_with_themselves():
     # These were not classified directly.
     assert lonely["pictures"] == "stored:blur" and lonely["difference"] is None
     np.testing.assert_array_equal(deblurring.unpack(direct), np.arange(100) >= 60)
+
+
+def test_a_stored_picture_is_blurred_as_one_that_is_not():
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    image = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 3), np.uint8)
+    stored, exact = (
+        make_corrupt(name, seed=0, mesh=mesh)(image, np.arange(2))
+        for name in ("stored:blur", "blur")
+    )
+    np.testing.assert_allclose(stored, np.round(np.asarray(exact) * 255) / 255, atol=1e-6)
 
 
 def test_several_models_stand_in_one_table_beside_the_first():
