@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 from absl import app, flags
+from tqdm import tqdm
 
 from bvit.arguments import parse_flags
 from bvit.benchmarks import growth, images, networks, pipelines, tokens, training
@@ -56,7 +57,8 @@ def main(argv: Sequence[str]) -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in chosen:
-            cases = list(suites(Path(folder))[name]())
+            prepared = tqdm(suites(Path(folder))[name](), desc=f"preparing {name}", leave=False)
+            cases = list(prepared)
             found = measure(cases, repeats=REPEATS.value or ROUNDS[name])
             print(format_rows(found), flush=True)
             rows += found

@@ -18,9 +18,9 @@ Row = dict[str, Any]
 
 # The machine's own pace is measured on products and copies of such sizes: a product that takes
 # milliseconds, a copy larger than the caches. On accelerators both need more to be worth a launch.
-CPU_PRODUCT, CPU_COPY = 1024, 2**25
+CPU_PRODUCT, CPU_COPY = 2048, 2**25
 ACCELERATOR_PRODUCT, ACCELERATOR_COPY = 8192, 2**28
-# What takes longer than this, in seconds, is timed without a run before it to warm the caches.
+# What takes longer than this, in seconds, needs no run before it to warm the caches.
 LONG = 0.25
 
 
@@ -96,9 +96,9 @@ def measure(cases: Sequence[Case], *, repeats: int) -> list[Row]:
     times: dict[Function, list[float]] = {f: [] for f in [copy, product, *functions]}
     for _ in tqdm(range(repeats), desc="measuring", leave=False):
         for function, seconds in times.items():
-            if not seconds or seconds[-1] < LONG:
-                function()  # whatever ran before left the caches to itself
-            seconds.append(_seconds(function))
+            took = _seconds(function)
+            # Whatever ran before left the caches to itself, which matters to short functions.
+            seconds.append(took if took > LONG else _seconds(function))
     median = {f: statistics.median(seconds) for f, seconds in times.items()}
     bandwidth, rate = bytes_a_copy / median[copy], flops_a_product / median[product]
     return [_row(case, first, median, bandwidth, rate) for case in cases]

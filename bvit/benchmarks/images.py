@@ -1,5 +1,6 @@
 """Blurs and focus scores, beside dm-pix, OpenCV, SciPy and scikit-image."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import jax
@@ -56,8 +57,9 @@ def _gaussian(pictures: np.ndarray, rng: np.random.Generator) -> Iterator[Case]:
 
     pix = jax.jit(jax.vmap(lambda x, s: dm_pix.gaussian_blur(x, s, KERNEL)))
     dm_pix_run = waiting(lambda: pix(image, sigma))
-    yield _blur(name, pictures, blur, "dm-pix, jit(vmap)", dm_pix_run)
-    yield _blur(name, pictures, blur, "cv2.GaussianBlur, looped", looped)
+    case = _blur(name, pictures, blur, "dm-pix, jit(vmap)", dm_pix_run)
+    yield case
+    yield dataclasses.replace(case, peer="cv2.GaussianBlur, looped", peer_run=looped)
 
 
 def _scores(pictures: np.ndarray) -> Iterator[Case]:
