@@ -46,6 +46,9 @@ def leave(message: str, code: int) -> NoReturn:
 
 
 def end_commands_quietly() -> None:
-    """Makes Ctrl-C end a command of bvit in one line; leaves other programs as they are."""
-    if is_command():
+    """Makes Ctrl-C end a command of bvit in one line; leaves other programs as they are.
+
+    A command in the background that was started to ignore Ctrl-C goes on ignoring it.
+    """
+    if is_command() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, end)

@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[1]
 SLOW_JAX = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('went on')"
 
 
-def interrupted(tmp_path, *arguments):
+def interrupted(tmp_path, *arguments, ignored=False):
+    """Exit code, stdout and stderr; whether these tests run in the background changes nothing."""
+    before = signal.SIG_IGN if ignored else signal.SIG_DFL
     (tmp_path / "jax.py").write_text(SLOW_JAX)
     done = subprocess.run(
         [sys.executable, *arguments],
@@ -22,6 +24,7 @@ def interrupted(tmp_path, *arguments):
         capture_output=True,
         text=True,
         timeout=30,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, before),
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -41,3 +44,9 @@ def test_other_programs_keep_their_own_way(tmp_path, arguments):
     (tmp_path / "other.py").write_text("import bvit")
     code, _, err = interrupted(tmp_path, *arguments)
     assert code == -signal.SIGINT and "KeyboardInterrupt" in err
+
+
+def test_a_command_in_the_background_goes_on(tmp_path):
+    """Shells start what a script puts behind & with SIGINT ignored: it is meant for others."""
+    code, out, _ = interrupted(tmp_path, "-m", "bvit.main", ignored=True)
+    assert (code, out) == (1, "went on\n")  # and fails, since this jax is none
