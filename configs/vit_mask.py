@@ -8,8 +8,9 @@
 cores, seed 0, top-1 in % on sharp / blurred / region-blurred pictures; intervals are in README.md:
 
     photos, 3.5 minutes
-        keep 64.4 / 59.2 / 61.3, zero 43.7 / 11.0 / 15.0, merge:31 64.7 / 64.0 / 63.7
-    folder (imagenette, with --config.model.merge_detail=True), 35 minutes of CPU time
+        keep 62.8 / 57.9 / 59.9, zero 41.3 / 14.3 / 17.2, merge:31 64.5 / 63.6 / 63.1
+    folder (imagenette, --config.model.merge_detail=True --config.tokens.score=laplacian), 35
+    minutes of CPU time
         keep 57.8 / 57.6 / 56.5, zero 49.8 / 31.3 / 44.3, merge:31 54.7 / 54.5 / 54.2
     imagenet2012, other tfds sets: not yet run
 """
