@@ -1,5 +1,6 @@
 """Trains and evaluates one experiment: python -m bvit.main --config=configs/vit_mask.py."""
 
+import ast
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -111,9 +112,22 @@ def parse(argv: Sequence[str]) -> list[str]:
         # An error in a config file comes with its traceback, of which the last line says it.
         last = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
         _exit(last, EXIT_BAD_INPUT)
-    except (KeyError, AttributeError, ValueError) as error:
-        reason = str(error.args[0]).replace("\n", "; ")
-        _exit(f"the settings can't be read: {reason}", EXIT_BAD_INPUT)
+    except (KeyError, AttributeError) as error:
+        _exit(
+            f"there is no such setting: {_plain(error)}; see bvit/config.py, and the file that "
+            "--config names.",
+            EXIT_BAD_INPUT,
+        )
+    except ValueError as error:
+        _exit(f"the settings can't be read: {_plain(error)}", EXIT_BAD_INPUT)
+
+
+def _plain(error: Exception) -> str:
+    """An error's message in one line; that of a KeyError comes quoted."""
+    text = str(error.args[0])
+    with contextlib.suppress(SyntaxError, ValueError):
+        text = str(ast.literal_eval(text))
+    return text.replace("\n", "; ")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ ten after 30 and 60. VGG without batch norm and GoogLeNet start at 0.01, as torc
 On ImageNet: not yet run. Measured on ten of its classes: see the README.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from bvit.config import default_config, parse_arguments
 
@@ -35,6 +35,9 @@ def get_config(arguments: str = "") -> ConfigDict:
         small = config.data.image_size < SMALL_PICTURE
         config.model.stem = "small" if small else "imagenet"  # small: no early downsampling
         config.model.zero_init_residual = False  # start each block as the identity
+    if chosen["model"].startswith("vgg"):  # None leaves what was published
+        config.model.width = config_dict.placeholder(int)  # channels of the first stage
+        config.model.hidden = config_dict.placeholder(int)  # units of the hidden linear layers
 
     config.train.condition = chosen["train"]
     config.train.epochs = 90.0

@@ -297,7 +297,7 @@ def test_divergence_stops_the_run_after_as_many_skipped_updates_as_allowed(run, 
 
 
 BAD_INPUT = {
-    "misspelt key": ({"train.stps": 3}, "steps"),
+    "misspelt key": ({"train.stps": 3}, "no such setting: 'stps'; Did you mean \"steps\""),
     "misspelt section": ({"trian.steps": 3}, "train"),
     "wrong type": ({"train.steps": "many"}, "train.steps"),
     "unknown condition": ({"train.condition": "bluur"}, "did you mean 'blur'"),
