@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Shaped
 
 from bvit.image.patches import check_patch_size, patchify
 from bvit.models import pyramid, tokens
-from bvit.models.encoder import Block, layer_norm, truncated_normal
+from bvit.models.encoder import Block, by_token, layer_norm, truncated_normal
 from bvit.models.tokens import TokenPlan
 
 CHANNELS = 3
@@ -33,7 +33,8 @@ class PatchEmbed(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
         tiles, kernel, bias = nn.dtypes.promote_dtype(tiles, kernel, bias, dtype=self.dtype)
-        return tiles @ kernel.reshape(-1, self.width) + bias
+        embedded = by_token(tiles) @ kernel.reshape(-1, self.width) + bias
+        return embedded.reshape(*tiles.shape[:-1], self.width)
 
 
 class VisionTransformer(nn.Module):
