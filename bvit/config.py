@@ -69,6 +69,8 @@ def default_config() -> ConfigDict:
     # more for each step under another policy than keep. 0 = off; ViTs only.
     c.train.distill = 0.0
     c.train.distill_temperature = 1.0  # by which both logits are divided; above 1 softens them
+    # Train with every token in each such step too: a backward pass more.
+    c.train.sandwich = False
     c.train.skip_nonfinite = 0  # non-finite updates in a row that are skipped before stopping
 
     c.optimizer = ConfigDict()

@@ -38,6 +38,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.model.remat = False  # recompute activations in the backward pass: less memory, more time
     config.model.merge_levels = 1  # levels of merged tokens with a learned embedding
     config.model.merge_detail = False  # give a merged token the detail of its patches too
+    config.model.plan_after = 0  # blocks that compute every patch before tokens are left out
     config.model.size_bias = True  # attend to a token in proportion to the patches it stands for
 
     config.train.condition = "sharp+blur+region"

@@ -69,7 +69,7 @@ def test_fine_tuning_fits_together_but_for_the_weights(model, init_from, policie
     assert tuple(recipe.policy.label for recipe in experiment.recipes) == policies
     assert experiment.optimizer is not None and experiment.total_steps >= 20_000
     if len(policies) > 1:
-        assert [recipe.distils for recipe in experiment.recipes] == [False, True, True]
+        assert [recipe.has_full_pass for recipe in experiment.recipes] == [False, True, True]
         assert "merge:auto" in [policy.label for policy in experiment.policies]
     imagenet = importlib.import_module("configs.finetune").get_config(f"model={model}")
     assert imagenet.init_head and imagenet.data.name == "imagenet2012"
@@ -111,13 +111,15 @@ def test_values_that_would_fail_after_compiling_are_told_before(key, value):
 @pytest.mark.parametrize(
     ("name", "arguments", "policies", "message"),
     [
-        ("cnn_blur", "googlenet", "zero", "googlenet has none"),
-        ("vit_mask", "", "keep", "besides keep"),
+        ("cnn_blur", "googlenet", "zero", "{} .*googlenet has none"),
+        ("vit_mask", "", "keep", "{} needs .* besides keep"),
     ],
 )
-def test_distillation_needs_tokens_to_leave_out(name, arguments, policies, message):
+@pytest.mark.parametrize(("setting", "on"), [("train.distill", 1.0), ("train.sandwich", True)])
+def test_a_full_pass_needs_tokens_to_leave_out(name, arguments, policies, message, setting, on):
     config = importlib.import_module(f"configs.{name}").get_config(arguments)
-    config.update_from_flattened_dict({"train.distill": 1.0, "tokens.policy": policies})
+    config.update_from_flattened_dict({setting: on, "tokens.policy": policies})
+    message = message.format(setting)
     with pytest.raises(ValueError, match=message):
         prepare(config)
 

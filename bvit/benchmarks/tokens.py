@@ -16,6 +16,8 @@ from bvit.models.tokens import plan
 
 MODEL, BATCH, SIZE, PATCH = "vit_small_patch16_224", 32, 224, 16
 POLICIES = ("merge:97", "drop:98", "merge:49", "drop:49", "tome:8")
+# Of the 12 blocks, how many compute every patch first; for the merging policies.
+LATE = 2
 
 
 def cases() -> Iterator[Case]:
@@ -26,18 +28,21 @@ def cases() -> Iterator[Case]:
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
     index = jnp.arange(BATCH)
 
-    def forward(policy: Policy) -> tuple[Function, float]:
+    def forward(policy: Policy, plan_after: int = 0) -> tuple[Function, float]:
+        late = model.clone(plan_after=plan_after)
         classify = make_classify(
-            model, policy, mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0, mesh=mesh
+            late, policy, mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0, mesh=mesh
         )
         run = waiting(lambda: classify(variables, image, index))
         return run, flops(classify, variables, image, index)
 
     keep, _ = forward(Policy())
-    for text in POLICIES:
+    late = [(text, LATE) for text in POLICIES if text.startswith("merge")]
+    for text, after in [(text, 0) for text in POLICIES] + late:
         policy = parse_policy(text, grid=(SIZE // PATCH,) * 2, patch_size=PATCH)
-        run, count = forward(policy)
-        yield Case("tokens", f"{MODEL}, {BATCH}×{SIZE}², {text}", run, "keep", keep, flops=count)
+        run, count = forward(policy, after)
+        name = f"{MODEL}, {BATCH}×{SIZE}², {text}" + f" after {after} blocks" * (after > 0)
+        yield Case("tokens", name, run, "keep", keep, flops=count)
     select = jax.jit(lambda x: plan(x, patch_size=PATCH, policy="merge", budget=97))
     name = "scores and selection of merge:97"
     yield Case("tokens", name, waiting(lambda: select(image)), "keep", keep, bytes=image.nbytes)

@@ -17,15 +17,18 @@ REPEATS = 5
 
 
 def num_tokens(model: nn.Module, policy: Policy, image_size: int) -> float:
-    """Patch tokens computed for one picture; for `tome`, whose number falls, the blocks' mean.
+    """Patch tokens computed for one picture; where their number falls on the way, the blocks' mean.
 
     The class token is not counted. A CNN has no tokens: for it this counts the patches that `zero`
     tells apart.
     """
     _, plan = _prepared(policy, image_size)
-    if plan is not None:
-        return plan.num_tokens
     total = (image_size // policy.patch_size) ** 2
+    if plan is not None:
+        early = getattr(model, "plan_after", 0)
+        if not early:
+            return plan.num_tokens
+        return (early * total + (model.depth - early) * plan.num_tokens) / model.depth
     if policy.name not in BETWEEN_LAYERS:
         return total
     left = [total]

@@ -1,9 +1,11 @@
 """The Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), as timm builds it."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, DTypeLike, Float, Shaped
+from jaxtyping import Array, DTypeLike, Float, Shaped
 
 from bvit.image.patches import check_patch_size, patchify
 from bvit.models import pyramid, tokens
@@ -67,6 +69,9 @@ class VisionTransformer(nn.Module):
       merge_detail: also give each merged token a projection of the embeddings of the four tiles
         one level below that it stands for, so that their detail is not lost; it too starts at zero
         (after APT: Choudhury et al. 2025, arXiv:2510.18091). Embeds every patch.
+      plan_after: blocks that still compute every patch, before a plan takes its tokens from what
+        they made of them: a merged token is then the mean of its patches' tokens, which know their
+        surroundings in full. Of what a plan saves, a share of plan_after / depth is lost.
       size_bias: attend to a token in proportion to the patches it stands for, by log(size) added to
         the attention's logits (Bolya et al. 2023, arXiv:2210.09461, equation 1).
       tome_r: tokens that each block merges into others by the similarity of their keys, whatever
@@ -88,6 +93,7 @@ class VisionTransformer(nn.Module):
     remat: bool = False
     merge_levels: int = 0
     merge_detail: bool = False
+    plan_after: int = 0
     size_bias: bool = False
     tome_r: int = 0
 
@@ -109,6 +115,11 @@ class VisionTransformer(nn.Module):
                 raise ValueError(f"{name} must be a rate in [0, 1): got {rate}.")
         if self.tome_r < 0:
             raise ValueError(f"tome_r must be a number of tokens, 0 or more: got {self.tome_r}.")
+        if not 0 <= self.plan_after < max(self.depth, 1):
+            raise ValueError(
+                "plan_after must leave blocks for the plan's tokens, so be 0 to depth - 1 = "
+                f"{self.depth - 1}: got {self.plan_after}."
+            )
         if self.merge_detail and not self.merge_levels:
             raise ValueError(
                 "merge_detail needs merge_levels, the levels it is learned for: got "
@@ -146,15 +157,10 @@ class VisionTransformer(nn.Module):
         self._check_images(images)
         if plan is not None:
             self._check_plan(plan, len(images))
-        x = self._embed(images, plan)
+        merging = self._merging()
+        x = self._embed(images, None if self.plan_after else plan, merging)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        size = mask = None
-        if plan is not None:
-            size = self._with_class_token(plan.size, 1)
-            mask = None if plan.mask is None else self._with_class_token(plan.mask, True)
-        elif self.tome_r:
-            size = jnp.ones(x.shape[:2])
-        x, size = self._encode(x, size, mask, train)
+        x, size = self._encode(x, plan, merging, train)
         return self._classify(x, size)
 
     def _check_images(self, images: Array) -> None:
@@ -199,15 +205,8 @@ class VisionTransformer(nn.Module):
         """Tokens before the patches'."""
         return int(self.pool == "cls")
 
-    def _embed(
-        self, images: Float[Array, "n h w 3"], plan: TokenPlan | None
-    ) -> Float[Array, "n t width"]:
-        """The encoder's tokens: the class token, where there is one, and those of the patches."""
-        embed = PatchEmbed(self.width, self.patch_size, self.dtype, name="patch_embed")
-        shape = (1, self._prefix + self.grid[0] * self.grid[1], self.width)
-        positions = self.param("pos_embed", truncated_normal, shape)
-        own, positions = positions[:, : self._prefix], positions[:, self._prefix :]
-        # What is learned for merged tokens exists whether or not this call has any.
+    def _merging(self) -> tuple[Array | None, Array | None]:
+        """What is learned for merged tokens, whether or not this call has any: scale and detail."""
         scale = detail = None
         if self.merge_levels:
             scale = self.param(
@@ -216,52 +215,47 @@ class VisionTransformer(nn.Module):
         if self.merge_detail:
             shape = (self.merge_levels, 4 * self.width, self.width)
             detail = self.param("detail_kernel", nn.initializers.zeros, shape)
+        return scale, detail
+
+    def _embed(
+        self,
+        images: Float[Array, "n h w 3"],
+        plan: TokenPlan | None,
+        merging: tuple[Array | None, Array | None],
+    ) -> Float[Array, "n t width"]:
+        """The encoder's tokens: the class token, where there is one, and those of the patches."""
+        embed = PatchEmbed(self.width, self.patch_size, self.dtype, name="patch_embed")
+        shape = (1, self._prefix + self.grid[0] * self.grid[1], self.width)
+        positions = self.param("pos_embed", truncated_normal, shape)
+        own, positions = positions[:, : self._prefix], positions[:, self._prefix :]
         if plan is None:
             x = embed(patchify(images, self.patch_size)) + positions.astype(self.dtype)
         else:
-            x = self._embed_plan(embed, images, plan, positions, scale, detail)
+            grid = positions.reshape(1, *self.grid, self.width)
+            positions = tokens.gather(tokens.tiles(grid, plan), plan).astype(self.dtype)
+            x = _merge(tokens.tiles(images, plan), plan, merging, embed) + positions
         if not self._prefix:
             return x
         token = self.param("cls_token", truncated_normal, (1, 1, self.width))
         token = jnp.broadcast_to((token + own).astype(self.dtype), (len(x), 1, self.width))
         return jnp.concatenate([token, x], axis=1)
 
-    def _embed_plan(
-        self,
-        embed: PatchEmbed,
-        images: Float[Array, "n h w 3"],
-        plan: TokenPlan,
-        positions: Float[Array, "1 patches width"],
-        scale: Float[Array, "levels width"] | None,
-        detail: Float[Array, "levels four_widths width"] | None,
-    ) -> Float[Array, "n t width"]:
-        """The tokens that a plan names: tiles embedded, with positions, scale and detail."""
-        tiles = tokens.tiles(images, plan)
-        grid = positions.reshape(1, *self.grid, self.width)
-        added = tokens.gather(tokens.tiles(grid, plan), plan)
-        if scale is not None:
-            # A level that has no embedding matches none.
-            levels = plan.level[..., None] == 1 + jnp.arange(len(scale))
-            added = added + levels.astype(scale.dtype) @ scale
-        if detail is None or not plan.levels:
-            x = embed(tokens.gather(tiles, plan))
-        else:
-            # The finer tiles are no tokens of their own, so every tile is embedded.
-            tiles = embed(tiles)
-            x = tokens.gather(tiles + _details(tiles, plan, detail.astype(self.dtype)), plan)
-        return x + added.astype(self.dtype)
-
     def _encode(
         self,
         x: Float[Array, "n t width"],
-        size: Float[Array, "n t"] | None,
-        mask: Bool[Array, "n t"] | None,
+        plan: TokenPlan | None,
+        merging: tuple[Array | None, Array | None],
         train: bool,
     ) -> tuple[Float[Array, "n t2 width"], Float[Array, "n t2"] | None]:
-        """Runs the blocks."""
+        """Runs the blocks; the plan's tokens are taken before the first, or after `plan_after`."""
         # Argument 4 is `train`, which is static (0 is the module).
         block = nn.remat(Block, static_argnums=(4,)) if self.remat else Block
+        size, mask = jnp.ones(x.shape[:2]) if self.tome_r else None, None
         for i in range(self.depth):
+            if plan is not None and i == self.plan_after:
+                x = self._follow(x, plan, merging) if i else x
+                size = self._with_class_token(plan.size, 1)
+                mask = None if plan.mask is None else self._with_class_token(plan.mask, True)
             x, size = block(
                 num_heads=self.num_heads,
                 mlp_ratio=self.mlp_ratio,
@@ -274,6 +268,17 @@ class VisionTransformer(nn.Module):
                 name=f"blocks_{i}",
             )(x, size, mask, train)
         return x, size
+
+    def _follow(
+        self,
+        x: Float[Array, "n t width"],
+        plan: TokenPlan,
+        merging: tuple[Array | None, Array | None],
+    ) -> Float[Array, "n t2 width"]:
+        """Takes the plan's tokens from those of all patches; the class token stays."""
+        grid = x[:, self._prefix :].reshape(len(x), *self.grid, self.width)
+        taken = _merge(tokens.tiles(grid, plan), plan, merging)
+        return jnp.concatenate([x[:, : self._prefix], taken], axis=1)
 
     def _with_class_token(
         self, values: Shaped[Array, "n t"], own: float | bool
@@ -294,6 +299,27 @@ class VisionTransformer(nn.Module):
             pooled = (size[..., None] * x).sum(axis=1) / size.sum(axis=1, keepdims=True)
         pooled = layer_norm(name="norm")(pooled)
         return nn.Dense(self.num_classes, kernel_init=truncated_normal, name="head")(pooled)
+
+
+def _merge(
+    tiles: Float[Array, "n tiles values"],
+    plan: TokenPlan,
+    merging: tuple[Array | None, Array | None],
+    embed: Callable[[Array], Array] = lambda tiles: tiles,
+) -> Float[Array, "n t width"]:
+    """The tokens that a plan names of tiles, embedded first, with the scale and detail learned."""
+    scale, detail = merging
+    if detail is None or not plan.levels:
+        x = embed(tokens.gather(tiles, plan))
+    else:
+        # The finer tiles are no tokens of their own, so every tile is embedded.
+        tiles = embed(tiles)
+        x = tokens.gather(tiles + _details(tiles, plan, detail.astype(tiles.dtype)), plan)
+    if scale is None:
+        return x
+    # A level that has no embedding matches none.
+    levels = plan.level[..., None] == 1 + jnp.arange(len(scale))
+    return x + (levels.astype(scale.dtype) @ scale).astype(x.dtype)
 
 
 def _details(

@@ -115,7 +115,7 @@ def prepare(config: ConfigDict) -> Experiment:
             "auto sorts pictures by budget on one host, and there are "
             f"{jax.process_count()} processes: name budgets in eval.policies, as merge:0.5."
         )
-    _check_distillation(c, model, train_policies)
+    _check_full_pass(c, model, train_policies)
     for policy in (*train_policies, *policies):
         for static in policy.static:  # a budget that can't be is an error here
             cost.num_tokens(model, static, c.data.image_size)
@@ -177,17 +177,18 @@ def _check_values(c: ConfigDict) -> None:
             raise ValueError(f"{key} must be {wanted}: got {settings[key]!r}.")
 
 
-def _check_distillation(c: ConfigDict, model: nn.Module, policies: tuple[Policy, ...]) -> None:
-    if not c.train.distill:
+def _check_full_pass(c: ConfigDict, model: nn.Module, policies: tuple[Policy, ...]) -> None:
+    setting = "train.distill" if c.train.distill else "train.sandwich"
+    if not (c.train.distill or c.train.sandwich):
         return
     if not isinstance(model, VisionTransformer):
         raise ValueError(
-            "train.distill teaches with every token what a ViT is to say with fewer, and "
-            f"{c.model.name} has none: set it to 0, or train a ViT."
+            f"{setting} runs a ViT with every token besides one with fewer, and {c.model.name} has "
+            f"none: set it to {'0' if c.train.distill else 'False'}, or train a ViT."
         )
     if all(policy.name == "keep" for policy in policies):
         raise ValueError(
-            "train.distill needs a policy to distil into besides keep: got tokens.policy="
+            f"{setting} needs a policy to train besides keep: got tokens.policy="
             f"{c.tokens.policy}; add one, as keep,merge:0.5."
         )
 
@@ -304,6 +305,7 @@ def _recipe(c: ConfigDict, policy: Policy) -> Recipe:
         skip_nonfinite=c.train.skip_nonfinite > 0,
         distill=c.train.distill,
         distill_temperature=c.train.distill_temperature,
+        sandwich=c.train.sandwich,
         seed=c.seed,
     )
 

@@ -44,6 +44,9 @@ class Recipe:
       skip_nonfinite: leave the state as it was when the loss or a gradient is not finite.
       distill: weight of `distillation` from the full-token pass of the same step; 0 = off.
       distill_temperature: of that.
+      sandwich: train with every token, too, in each step under another policy, so that the full
+        pass learns as much as it teaches (the sandwich rule and in-place distillation of Yu & Huang
+        2019, arXiv:1903.05134).
       seed: of all randomness in the step.
     """
 
@@ -58,12 +61,13 @@ class Recipe:
     skip_nonfinite: bool = False
     distill: float = 0.0
     distill_temperature: float = 1.0
+    sandwich: bool = False
     seed: int = 0
 
     @property
-    def distils(self) -> bool:
+    def has_full_pass(self) -> bool:
         """Whether the step needs the logits of all tokens besides those under its policy."""
-        return self.distill > 0 and self.policy.name != "keep"
+        return (self.distill > 0 or self.sandwich) and self.policy.name != "keep"
 
 
 def _mix_pairs(keys: Array, values: Float[Array, "n ..."], alpha: float) -> Float[Array, "n ..."]:
@@ -88,15 +92,15 @@ def make_inputs(
     """What the device does to pictures and targets before the model: blur, mix, mask, normalise.
 
     Returns:
-      Pictures and plan under the policy; targets; and, if the recipe distils, the same pictures
-      with every patch as it is, for the teacher.
+      Pictures and plan under the policy; targets; and, for a full pass, the same pictures with
+      every patch as it is.
     """
     keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
     image = apply_condition(recipe.condition, keys[:, 0], to_float(image))
     if recipe.mixup:
         image = _mix_pairs(keys[:, 1], image, recipe.mixup)
         target = _mix_pairs(keys[:, 1], target, recipe.mixup)
-    whole = normalize(image, recipe.mean, recipe.std) if recipe.distils else None
+    whole = normalize(image, recipe.mean, recipe.std) if recipe.has_full_pass else None
     image, plan = prepare(image, recipe.policy, mean=recipe.mean, std=recipe.std, keys=keys[:, 2])
     return image, plan, target, whole
 
@@ -149,7 +153,7 @@ def make_gradients(
         image, plan, target, whole = inputs
         extra = {} if plan is None else {"plan": plan}
         teacher = None
-        if recipe.distils:
+        if recipe.has_full_pass and not recipe.sandwich:
             # Outside of the loss: it needs no gradient, and no part of it is kept for one.
             teach = gather_at_use(
                 lambda params: model.apply({"params": params, **model_state}, whole), mesh
@@ -169,8 +173,15 @@ def make_gradients(
             loss = optax.softmax_cross_entropy(logits, target).mean()
             for head in heads:
                 loss += AUX_WEIGHT * optax.softmax_cross_entropy(head, target).mean()
-            if teacher is not None:
-                loss += recipe.distill * distillation(logits, teacher, recipe.distill_temperature)
+            full = teacher
+            if recipe.has_full_pass and recipe.sandwich:
+                full = model.apply(
+                    {"params": params, **model_state}, whole, train=True, rngs={"dropout": key}
+                )
+                loss += optax.softmax_cross_entropy(full, target).mean()
+                full = jax.lax.stop_gradient(full)
+            if recipe.distill and full is not None:
+                loss += recipe.distill * distillation(logits, full, recipe.distill_temperature)
             return loss, (logits, updated)
 
         value_and_grad = jax.value_and_grad(gather_at_use(loss_fn, mesh), has_aux=True)

@@ -219,29 +219,76 @@ def draw(x, policy, budget=None, **options):
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 @pytest.mark.parametrize(
-    ("policy", "budget"),
-    [("keep", None), ("drop", 64), ("pool", 64), ("merge", 64), ("merge2", 64)],
+    ("policy", "budget", "after"),
+    [
+        ("keep", None, 0),
+        ("drop", 64, 0),
+        ("pool", 64, 0),
+        ("merge", 64, 0),
+        ("merge2", 64, 0),
+        ("merge2", 64, 1),
+    ],
 )
-def test_a_plan_of_all_patches_changes_nothing(pool, policy, budget):
-    model = VisionTransformer(**{**SMALL, "depth": 1}, pool=pool)
+def test_a_plan_of_all_patches_changes_nothing(pool, policy, budget, after):
+    model = VisionTransformer(**{**SMALL, "depth": 1 + after}, pool=pool, plan_after=after)
     x = pixels()
     variables = randomised(model, x)
     planned = jax.jit(model.apply)(variables, x, plan=draw(x, policy, budget))
     np.testing.assert_allclose(planned, jax.jit(model.apply)(variables, x), rtol=1e-4, atol=1e-4)
 
 
-def embedded(model, variables, x, plan):
-    """What the first block is given."""
+def given_to(block, model, variables, x, plan):
+    """The tokens that a block is given."""
     seen = []
 
     def watch(call, args, kwargs, context):
-        if context.module.name == "blocks_0":
+        if context.module.name == block:
             seen.append(args[0])
         return call(*args, **kwargs)
 
     with nn.intercept_methods(watch):
         model.apply(variables, x, plan=plan)
     return seen[0]
+
+
+def embedded(model, variables, x, plan):
+    """What the first block is given."""
+    return given_to("blocks_0", model, variables, x, plan)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_a_plan_after_a_block_takes_means_of_what_the_block_made(pool):
+    model = VisionTransformer(**SMALL, pool=pool, plan_after=1, merge_detail=True)
+    x = pixels()
+    plan = draw(x, "merge2", 4 + 3 * 5, score="laplacian")  # of which all levels come here
+    variables = randomised(model, x)
+    p = jax.tree.map(np.asarray, variables["params"])
+    whole = np.asarray(given_to("blocks_1", model, variables, x, None))
+    taken = np.asarray(given_to("blocks_1", model, variables, x, plan))
+    own = int(pool == "cls")
+    np.testing.assert_allclose(taken[:, :own], whole[:, :own], rtol=1e-4, atol=1e-4)
+    assert taken.shape[1] == own + 19
+    fine = whole[:, own:].reshape(2, 4, 2, 4, 2, 12)  # halves of halves, to average over
+    middle = fine.mean((2, 4))
+    levels = [
+        whole[:, own:],
+        middle.reshape(2, 16, 12)
+        + p["scale_embed"][0]
+        + fine.swapaxes(2, 3).reshape(2, 16, 48) @ p["detail_kernel"][0],
+        middle.reshape(2, 2, 2, 2, 2, 12).mean((2, 4)).reshape(2, 4, 12)
+        + p["scale_embed"][1]
+        + middle.reshape(2, 2, 2, 2, 2, 12).swapaxes(2, 3).reshape(2, 4, 48)
+        @ p["detail_kernel"][1],
+    ]
+    tiles = np.concatenate(levels, axis=1)
+    wanted = np.take_along_axis(tiles, np.asarray(plan.tile)[..., None], 1)
+    np.testing.assert_allclose(taken[:, own:], wanted, rtol=1e-3, atol=1e-3)
+    assert set(np.ravel(plan.level)) == {0, 1, 2}
+
+
+def test_a_plan_must_leave_blocks_to_run():
+    with pytest.raises(ValueError, match="plan_after must leave blocks .* 0 to depth - 1 = 1"):
+        VisionTransformer(**TINY, plan_after=2)
 
 
 @pytest.mark.parametrize("detail", [False, True])

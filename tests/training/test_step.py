@@ -5,6 +5,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from small_runs import (
     BATCH,
     CLASSES,
@@ -196,9 +197,36 @@ def test_distillation_pulls_towards_the_logits_of_all_tokens():
     np.testing.assert_allclose(sums.loss, (entropy + 0.7 * 4 * divergence).mean(), rtol=1e-4)
 
 
-def test_distillation_is_the_same_in_parts_and_on_shards_with_mixup():
+def test_a_sandwich_trains_the_full_pass_on_the_labels_too():
+    """Its gradient is that of distilling plus that of a step with every token."""
+    batch = make_batch(0)
+    params = jax.jit(SHALLOW_VIT.init)(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))["params"]
+    params = jax.tree.map(lambda x: 3 * x, params)
+    target = jax.nn.one_hot(batch["label"], CLASSES)
+    keys = indexed_keys(jax.random.key(1), jnp.arange(BATCH))
+
+    def sums(recipe):
+        inputs = make_inputs(keys, batch["image"], target, recipe)
+        gradients = jax.jit(make_gradients(SHALLOW_VIT, recipe, one_device()))
+        return gradients(params, {}, inputs, jax.random.key(2))[1]
+
+    for distill in (0.0, 0.7):
+        part = dataclasses.replace(DISTILLED, distill=distill)
+        both = sums(dataclasses.replace(part, sandwich=True))
+        part, full = sums(part), sums(dataclasses.replace(part, policy=PLAIN.policy))
+        np.testing.assert_allclose(both.loss, part.loss + full.loss, rtol=1e-5)
+        jax.tree.map(
+            lambda got, a, b: np.testing.assert_allclose(got, a + b, rtol=1e-3, atol=1e-6),
+            both.grads,
+            part.grads,
+            full.grads,
+        )
+
+
+@pytest.mark.parametrize("sandwich", [False, True])
+def test_distillation_is_the_same_in_parts_and_on_shards_with_mixup(sandwich):
     recipe = dataclasses.replace(
-        DISTILLED, policy=Policy("zero", patch_size=8, budget=2), mixup=0.2
+        DISTILLED, policy=Policy("zero", patch_size=8, budget=2), mixup=0.2, sandwich=sandwich
     )
     _, (one,) = run(SHALLOW_VIT, one_device(), recipe=recipe)
     mesh = sharding.make_mesh(data=2, fsdp=4)
