@@ -7,8 +7,9 @@
 `folder` takes class folders of pictures (DIR/train/CLASS/*, DIR/val/CLASS/*). Measured on 2 CPU
 cores, seed 0, top-1 in % on sharp / blurred / region-blurred pictures; intervals are in README.md:
 
-    photos, 3.5 minutes
-        keep 62.8 / 57.9 / 59.9, zero 41.3 / 14.3 / 17.2, merge:31 64.5 / 63.6 / 63.1
+    photos, 2.5 minutes
+        keep 64.7 / 59.3 / 60.2, zero 45.4 / 11.6 / 14.3, merge:31 64.6 / 63.9 / 63.9
+    folder (imagenette), 144 patches, three seeds: commands and table in README.md
     folder (imagenette, --config.model.merge_detail=True --config.tokens.score=laplacian), 35
     minutes of CPU time
         keep 57.8 / 57.6 / 56.5, zero 49.8 / 31.3 / 44.3, merge:31 54.7 / 54.5 / 54.2
