@@ -32,5 +32,5 @@ export PATH="$PWD/$venv/bin:$PATH"
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.5}
 # Large blocks of memory in large pages (Linux, glibc): a training step on a CPU asks for hundreds of
-# MB each time, and would spend up to half of its time on page faults.
+# MB each time, and would spend much of its time on page faults.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}

@@ -29,9 +29,13 @@ def cases() -> Iterator[Case]:
     index = jnp.arange(BATCH)
 
     def forward(policy: Policy, plan_after: int = 0) -> tuple[Function, float]:
-        late = model.clone(plan_after=plan_after)
         classify = make_classify(
-            late, policy, mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0, mesh=mesh
+            model.clone(plan_after=plan_after),
+            policy,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            seed=0,
+            mesh=mesh,
         )
         run = waiting(lambda: classify(variables, image, index))
         return run, flops(classify, variables, image, index)

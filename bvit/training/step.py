@@ -152,13 +152,15 @@ def make_gradients(
     ) -> tuple[PyTree, _Sums]:
         image, plan, target, whole = inputs
         extra = {} if plan is None else {"plan": plan}
+
+        def all_tokens(params: PyTree) -> Array:
+            variables = {"params": params, **model_state}
+            return model.apply(variables, whole, train=recipe.sandwich, rngs={"dropout": key})
+
         teacher = None
         if recipe.has_full_pass and not recipe.sandwich:
             # Outside of the loss: it needs no gradient, and no part of it is kept for one.
-            teach = gather_at_use(
-                lambda params: model.apply({"params": params, **model_state}, whole), mesh
-            )
-            teacher = teach(params)
+            teacher = gather_at_use(all_tokens, mesh)(params)
 
         def loss_fn(params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
             logits, updated = model.apply(
@@ -175,12 +177,10 @@ def make_gradients(
                 loss += AUX_WEIGHT * optax.softmax_cross_entropy(head, target).mean()
             full = teacher
             if recipe.has_full_pass and recipe.sandwich:
-                full = model.apply(
-                    {"params": params, **model_state}, whole, train=True, rngs={"dropout": key}
-                )
+                full = all_tokens(params)
                 loss += optax.softmax_cross_entropy(full, target).mean()
-                full = jax.lax.stop_gradient(full)
             if recipe.distill and full is not None:
+                full = jax.lax.stop_gradient(full)
                 loss += recipe.distill * distillation(logits, full, recipe.distill_temperature)
             return loss, (logits, updated)
 
