@@ -3,6 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bvit import models
+from bvit.evaluation import cost
 from bvit.evaluation.adaptive import AdaptiveClassifier
 from bvit.evaluation.evaluate import evaluate, label_rank, make_classify, make_corrupt
 from bvit.evaluation.report import format_table, make_rows
@@ -162,3 +164,11 @@ def test_budgets_that_follow_from_the_picture_and_places_that_stay_empty(caplog)
         again = evaluate(*arguments, mesh=mesh)
     assert not [r for r in caplog.records if "compilation" in r.getMessage()]
     np.testing.assert_array_equal(again[3].rank, chosen.rank)
+
+
+def test_tokens_are_the_mean_over_blocks_where_the_first_see_every_patch():
+    late = models.create(
+        "vit_tiny_patch16_224", num_classes=10, image_size=64, depth=4, plan_after=1
+    )
+    assert cost.num_tokens(late, Policy("drop", patch_size=16, budget=8), 64) == (16 + 3 * 8) / 4
+    assert cost.num_tokens(late, Policy("keep", patch_size=16), 64) == 16
