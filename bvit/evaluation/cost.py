@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, PyTree
 
-from bvit.models.inputs import BETWEEN_LAYERS, Policy, for_policy, prepare
+from bvit.models.inputs import Policy, for_policy, prepare
 
 # Timed passes over the same batch; the median of so many is steady to a few per cent.
 REPEATS = 5
@@ -29,7 +29,11 @@ def num_tokens(model: nn.Module, policy: Policy, image_size: int) -> float:
         if not early:
             return plan.num_tokens
         return (early * total + (model.depth - early) * plan.num_tokens) / model.depth
-    if policy.name not in BETWEEN_LAYERS:
+    if policy.name == "cluster":
+        model = for_policy(model, policy)
+        early = model.plan_after
+        return (early * total + (model.depth - early) * model.cluster_to) / model.depth
+    if policy.name != "tome":
         return total
     left = [total]
     while len(left) < model.depth:

@@ -17,8 +17,8 @@ from bvit.models.adaptive import smallest_budget
 
 # Policies that compute every token unless they are given a budget.
 UNBUDGETED = ("keep", "zero")
-# Policies that are no plan: one changes pixels, the other merges tokens inside the encoder.
-ON_PIXELS, BETWEEN_LAYERS = ("zero",), ("tome",)
+# Policies that are no plan: one changes pixels, the others merge tokens inside the encoder.
+ON_PIXELS, BETWEEN_LAYERS = ("zero",), ("tome", "cluster")
 # Policies that take no notice of how sharp a patch is.
 UNSCORED = ("keep", "random", *BETWEEN_LAYERS)
 # Policies whose budget can follow from the picture, and the shares of all patches that one may then
@@ -28,15 +28,21 @@ ADAPTIVE_SHARES = (0.25, 0.5, 0.75, 1.0)
 ZERO_AT = ("pixels", "normalized")
 
 
+_BUDGET_NEEDED = {
+    "tome": "tome needs the number of tokens merged in each block, as tome:8.",
+    "cluster": "cluster needs the number of tokens that are left, as cluster:98 or cluster:0.5.",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Policy:
     """What a model does with the blurry patches of a picture; hashable, so static under jit.
 
     Attributes:
-      name: keep, zero, tome, or another policy of `bvit.models.tokens`.
+      name: keep, zero, tome, cluster, or another policy of `bvit.models.tokens`.
       patch_size: side of a patch, in pixels.
-      budget: patch tokens that are computed (`zero`: patches that are left; `tome`: tokens merged
-        in each block); None where the policy has none.
+      budget: patch tokens that are computed (`zero`: patches that are left; `cluster`: tokens
+        that are; `tome`: tokens merged in each block); None where the policy has none.
       score: what patches are ranked by; a name in `bvit.image.scores.SCORES`.
       threshold: the score from which a patch counts as sharp: of the budget, only as much is used
         as reaches it, and the rest is padding. None fills the budget; for `zero` without a budget,
@@ -63,7 +69,7 @@ class Policy:
             raise ValueError(f"policy must be one of {', '.join(known)}: got {self.name!r}{hint}")
         check_name("score", self.score, SCORES)
         if self.name in BETWEEN_LAYERS and self.budget is None:
-            raise ValueError("tome needs the number of tokens merged in each block, as tome:8.")
+            raise ValueError(_BUDGET_NEEDED[self.name])
         if self.name in UNSCORED and self.threshold is not None:
             raise ValueError(
                 f"policy {self.name!r} ranks no patches, so it has no threshold: leave it out, or "
@@ -176,7 +182,7 @@ def _parse_budget(budget: str, name: str, grid: tuple[int, int], text: str) -> i
         share = float(budget)
     except ValueError:
         share = math.nan
-    if math.isnan(share) or name in BETWEEN_LAYERS:
+    if math.isnan(share) or name == "tome":
         raise ValueError(
             "a policy's budget is a number of tokens, as drop:32, or (but for tome) a share of "
             f"them, as drop:0.5, or auto: got {text!r}."
@@ -248,8 +254,16 @@ def prepare(
 
 
 def for_policy(model: nn.Module, policy: Policy) -> nn.Module:
-    """The model that a policy runs: `tome` merges inside the encoder, the others leave it alone."""
-    return model.clone(tome_r=policy.budget) if policy.name in BETWEEN_LAYERS else model
+    """The model that a policy runs: `tome` and `cluster` merge inside it, others leave it alone.
+
+    Tokens have something to be alike in once they have seen each other: `cluster` comes after
+    `plan_after` blocks, and at least after the first.
+    """
+    if policy.name == "tome":
+        return model.clone(tome_r=policy.budget)
+    if policy.name == "cluster":
+        return model.clone(cluster_to=policy.budget, plan_after=max(model.plan_after, 1))
+    return model
 
 
 def shown_levels(

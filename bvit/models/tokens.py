@@ -22,7 +22,7 @@ from bvit.image.checks import check_name
 from bvit.image.patches import check_patch_size, nearest
 from bvit.image.pixels import check_image
 from bvit.image.scores import DEFAULT_SCORE, SCORES, Score
-from bvit.models import pyramid
+from bvit.models import clusters, pyramid
 
 # How often each merging policy may merge.
 MERGE_LEVELS = {"merge": 1, "merge2": 2}
@@ -166,7 +166,7 @@ def budget_for(policy: str, grid: tuple[int, int], share: float) -> int:
     """The largest budget of a policy that is at most a share of the patches, or else its smallest.
 
     Args:
-      policy: one of `POLICIES`, or "zero", whose budget is the patches that are left.
+      policy: one of `POLICIES`, or "cluster", or "zero", whose budget is the patches that are left.
       grid: rows and columns of patches.
       share: of the patches, in (0, 1].
 
@@ -284,6 +284,11 @@ def _check_policy(policy, budget, threshold, key):
             "policy 'tome' merges tokens between the layers, so it needs no plan: create the ViT "
             "with tome_r=… instead."
         )
+    if policy == "cluster":
+        raise ValueError(
+            "policy 'cluster' joins tokens between the layers, so it needs no plan: create the ViT "
+            "with cluster_to=…, plan_after=1 instead."
+        )
     check_name("policy", policy, POLICIES)
     bounded = budget is not None or threshold is not None
     if policy == "keep" and bounded:
@@ -318,6 +323,8 @@ def _check_merge_grid(policy, grid, patch_size):
 
 def _possible_budgets(policy: str, grid: tuple[int, int]) -> range:
     patches = grid[0] * grid[1]
+    if policy == "cluster":
+        return clusters.budgets(grid)
     if policy not in MERGE_LEVELS:
         return range(1, patches + 1)
     fewest = pyramid.fewest_tokens(grid, MERGE_LEVELS[policy])

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Shaped
 
 from bvit.image.patches import check_patch_size, patchify
-from bvit.models import pyramid, tokens
+from bvit.models import clusters, pyramid, tokens
 from bvit.models.encoder import Block, by_token, layer_norm, truncated_normal
 from bvit.models.tokens import TokenPlan
 
@@ -77,6 +77,9 @@ class VisionTransformer(nn.Module):
       tome_r: tokens that each block merges into others by the similarity of their keys, whatever
         the pixels are (`bvit.models.tome`, the same paper); its attention has the size bias. Needs
         the full set of tokens, so no plan. 0 merges none.
+      cluster_to: patch tokens that are left after the first `plan_after` blocks, where neighbours
+        that have become alike are joined into their mean (`bvit.models.clusters`); attention has
+        the size bias from there on. It needs no plan, and takes none. 0 joins none.
     """
 
     num_classes: int = 1000
@@ -96,6 +99,7 @@ class VisionTransformer(nn.Module):
     plan_after: int = 0
     size_bias: bool = False
     tome_r: int = 0
+    cluster_to: int = 0
 
     def __post_init__(self):
         super().__post_init__()
@@ -115,6 +119,13 @@ class VisionTransformer(nn.Module):
                 raise ValueError(f"{name} must be a rate in [0, 1): got {rate}.")
         if self.tome_r < 0:
             raise ValueError(f"tome_r must be a number of tokens, 0 or more: got {self.tome_r}.")
+        if self.cluster_to:
+            clusters.check_count(self.grid, self.cluster_to)
+            if self.tome_r:
+                raise ValueError(
+                    "cluster_to and tome_r both merge tokens between the blocks: got cluster_to="
+                    f"{self.cluster_to}, tome_r={self.tome_r}; set one of them to 0."
+                )
         if not 0 <= self.plan_after < max(self.depth, 1):
             raise ValueError(
                 "plan_after must leave blocks for the plan's tokens, so be 0 to depth - 1 = "
@@ -185,11 +196,12 @@ class VisionTransformer(nn.Module):
             )
 
     def _check_plan(self, plan: TokenPlan, count: int) -> None:
-        if self.tome_r:
-            raise ValueError(
-                f"tome_r={self.tome_r} merges what it is given by itself, and takes no plan; leave "
-                "the plan out, or create the model with tome_r=0."
-            )
+        for name, value in (("tome_r", self.tome_r), ("cluster_to", self.cluster_to)):
+            if value:
+                raise ValueError(
+                    f"{name}={value} merges what it is given by itself, and takes no plan; leave "
+                    f"the plan out, or create the model with {name}=0."
+                )
         made_for = (plan.grid, plan.patch_size, plan.tile.shape[:-1])
         if made_for != (self.grid, self.patch_size, (count,)):
             raise ValueError(
@@ -252,6 +264,8 @@ class VisionTransformer(nn.Module):
         block = nn.remat(Block, static_argnums=(4,)) if self.remat else Block
         size, mask = jnp.ones(x.shape[:2]) if self.tome_r else None, None
         for i in range(self.depth):
+            if self.cluster_to and i == self.plan_after:
+                x, size = self._join(x)
             if plan is not None and i == self.plan_after:
                 x = self._follow(x, plan, merging) if i else x
                 size = self._with_class_token(plan.size, 1)
@@ -262,7 +276,7 @@ class VisionTransformer(nn.Module):
                 dropout=self.dropout,
                 drop_path=self.stochastic_depth * i / max(self.depth - 1, 1),
                 dtype=self.dtype,
-                size_bias=self.size_bias or self.tome_r > 0,
+                size_bias=self.size_bias or self.tome_r > 0 or self.cluster_to > 0,
                 tome_r=self.tome_r,
                 prefix=self._prefix,
                 name=f"blocks_{i}",
@@ -279,6 +293,16 @@ class VisionTransformer(nn.Module):
         grid = x[:, self._prefix :].reshape(len(x), *self.grid, self.width)
         taken = _merge(tokens.tiles(grid, plan), plan, merging)
         return jnp.concatenate([x[:, : self._prefix], taken], axis=1)
+
+    def _join(
+        self, x: Float[Array, "n t width"]
+    ) -> tuple[Float[Array, "n t2 width"], Float[Array, "n t2"]]:
+        """Joins tokens that are alike; the class token stays."""
+        own, patches = x[:, : self._prefix], x[:, self._prefix :]
+        cluster = clusters.assign(patches, grid=self.grid, count=self.cluster_to)
+        ones = jnp.ones(patches.shape[:2])
+        patches, size = clusters.merge(patches, ones, cluster, self.cluster_to)
+        return jnp.concatenate([own, patches], axis=1), self._with_class_token(size, 1)
 
     def _with_class_token(
         self, values: Shaped[Array, "n t"], own: float | bool

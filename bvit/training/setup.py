@@ -103,8 +103,6 @@ def prepare(config: ConfigDict) -> Experiment:
         build_policy(c, model, text) for text in config_lib.words(c.tokens.policy)
     )
     policies = tuple(build_policy(c, model, text) for text in config_lib.words(c.eval.policies))
-    if any(policy.name in BETWEEN_LAYERS for policy in train_policies):
-        raise ValueError("tome is a policy to evaluate with: train with keep, and eval tome:r.")
     if any(policy.budgets for policy in train_policies):
         raise ValueError(
             "auto is a budget to evaluate with: train with several that each step draws from, as "

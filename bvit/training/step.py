@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 
 from bvit.image.conditions import apply_condition, indexed_keys
 from bvit.image.pixels import normalize, to_float
-from bvit.models.inputs import Policy, prepare
+from bvit.models.inputs import Policy, for_policy, prepare
 from bvit.models.tokens import TokenPlan
 from bvit.training.sharding import gather_at_use, microbatches, per_image, state_shardings
 from bvit.training.state import TrainState
@@ -147,6 +147,8 @@ def make_gradients(
 ) -> Callable[[PyTree, PyTree, PyTree, Array], tuple[PyTree, _Sums]]:
     """Builds (params, model_state, inputs, key) → (model_state, sums); see `make_inputs`."""
 
+    student = for_policy(model, recipe.policy)
+
     def gradients(
         params: PyTree, model_state: PyTree, inputs: PyTree, key: Array
     ) -> tuple[PyTree, _Sums]:
@@ -163,7 +165,7 @@ def make_gradients(
             teacher = gather_at_use(all_tokens, mesh)(params)
 
         def loss_fn(params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
-            logits, updated = model.apply(
+            logits, updated = student.apply(
                 {"params": params, **model_state},
                 image,
                 train=True,

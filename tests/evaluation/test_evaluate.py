@@ -172,3 +172,7 @@ def test_tokens_are_the_mean_over_blocks_where_the_first_see_every_patch():
     )
     assert cost.num_tokens(late, Policy("drop", patch_size=16, budget=8), 64) == (16 + 3 * 8) / 4
     assert cost.num_tokens(late, Policy("keep", patch_size=16), 64) == 16
+    cluster = Policy("cluster", patch_size=16, budget=8)
+    assert cost.num_tokens(late, cluster, 64) == (16 + 3 * 8) / 4
+    assert cost.num_tokens(late.clone(plan_after=0), cluster, 64) == (16 + 3 * 8) / 4
+    assert cost.num_tokens(late.clone(plan_after=2), cluster, 64) == (2 * 16 + 2 * 8) / 4

@@ -79,10 +79,10 @@ def test_a_policy_that_chooses_is_drawn_at_the_budget_that_each_picture_gets(pic
         prepare(image, auto, keys=keys, **OPTIONS)
 
 
-@pytest.mark.parametrize("name", ["keep", "tome"])
+@pytest.mark.parametrize("name", ["keep", "tome", "cluster"])
 def test_policies_that_show_everything_have_no_plan(pictures, name):
     image, keys = pictures
-    policy = Policy(name, PATCH, budget=2 if name == "tome" else None)
+    policy = Policy(name, PATCH, budget=None if name == "keep" else 12)
     got, plan = prepare(image, policy, keys=keys, **OPTIONS)
     assert plan is None
     np.testing.assert_array_equal(got, normalize(image, *OPTIONS.values()))
@@ -98,10 +98,13 @@ def test_plans_have_their_budget_and_are_drawn_as_they_are(pictures, name, budge
     np.testing.assert_array_equal(plan.level_map, shown_levels(image, policy, keys=keys))
 
 
-def test_only_tome_changes_the_model():
+def test_only_what_merges_between_layers_changes_the_model():
     model = VisionTransformer(image_size=SIZE, patch_size=PATCH)
     assert for_policy(model, Policy("drop", PATCH, budget=3)) is model
     assert for_policy(model, Policy("tome", PATCH, budget=3)).tome_r == 3
+    for after, wanted in ((0, 1), (1, 1), (2, 2)):
+        got = for_policy(model.clone(plan_after=after), Policy("cluster", PATCH, budget=20))
+        assert (got.cluster_to, got.plan_after) == (20, wanted)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +123,9 @@ def test_only_tome_changes_the_model():
         ("merge:1.0", 64),
         ("merge2:0.25", 16),
         ("tome:8", 8),
+        ("cluster:20", 20),
+        ("cluster:0.5", 32),
+        ("cluster:0.01", 4),
     ],
 )
 def test_budgets_as_tokens_and_as_shares(text, budget):
@@ -181,6 +187,9 @@ def test_half_of_a_grid_of_14():
         ("drop:nan", "drop:32"),
         ("tome:0.5", "but for tome"),
         ("tome", "tome:8"),
+        ("cluster:many", "drop:32"),
+        ("cluster:20:threshold", "ranks no patches"),
+        ("cluster:auto", "needs one of drop, pool, merge, merge2: got cluster:auto"),
         ("dropp:0.5", "did you mean 'drop'"),
         ("dropp", "did you mean 'drop'"),
         ("drop:32:treshold", "at most one budget"),

@@ -232,6 +232,7 @@ def test_gradients_reach_the_pixels_and_are_finite(policy):
     [
         ({"policy": "zero"}, "changes pixels .* needs no plan: use bvit.mask_patches"),
         ({"policy": "tome"}, "between the layers.*tome_r"),
+        ({"policy": "cluster", "budget": 8}, "between the layers.*cluster_to"),
         ({"policy": "merg", "budget": 1}, "no policy is called 'merg'; did you mean merge"),
         ({"policy": "keep", "budget": 9}, "'keep' computes every token: got budget=9"),
         ({"policy": "drop"}, "'drop' needs a budget"),

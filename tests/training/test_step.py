@@ -243,3 +243,26 @@ def test_a_step_with_every_token_has_nothing_to_distil():
     for one in (recipe, off, dataclasses.replace(DISTILLED, distill=0.0)):
         *_, whole = make_inputs(keys, batch["image"], jnp.zeros((BATCH, CLASSES)), one)
         assert whole is None
+
+
+def test_a_policy_between_the_layers_is_trained_for():
+    """Its gradient is that of the model that merges, in a step that every token shares."""
+    recipe = dataclasses.replace(DISTILLED, policy=Policy("tome", patch_size=8, budget=2))
+    batch = make_batch(0)
+    params = jax.jit(QUIET_VIT.init)(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))["params"]
+    target = jax.nn.one_hot(batch["label"], CLASSES)
+    keys = indexed_keys(jax.random.key(1), jnp.arange(BATCH))
+
+    def sums(model, recipe):
+        inputs = make_inputs(keys, batch["image"], target, recipe)
+        return jax.jit(make_gradients(model, recipe, one_device()))(
+            params, {}, inputs, jax.random.key(2)
+        )[1]
+
+    plain = dataclasses.replace(recipe, distill=0.0)
+    merged = sums(QUIET_VIT.clone(tome_r=2), dataclasses.replace(plain, policy=PLAIN.policy))
+    assert sums(QUIET_VIT, plain).loss == merged.loss
+    assert sums(QUIET_VIT, plain).loss != sums(QUIET_VIT, PLAIN).loss
+    sandwich = dataclasses.replace(plain, sandwich=True)
+    both = merged.loss + sums(QUIET_VIT, dataclasses.replace(plain, policy=PLAIN.policy)).loss
+    np.testing.assert_allclose(sums(QUIET_VIT, sandwich).loss, both, rtol=1e-5)
