@@ -23,7 +23,7 @@ from bvit.evaluation.baseline import histogram_nearest_neighbour
 from bvit.evaluation.evaluator import Evaluator
 from bvit.image import conditions
 from bvit.models import pretrained
-from bvit.models.inputs import BETWEEN_LAYERS, Policy, parse_policy
+from bvit.models.inputs import Policy, parse_policy
 from bvit.models.vit import VisionTransformer
 from bvit.training import sharding
 from bvit.training.optimizer import make_optimizer, make_schedule

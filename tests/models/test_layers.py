@@ -34,6 +34,29 @@ def test_ceil_mode_leaves_out_a_window_that_starts_in_the_padding():
     np.testing.assert_array_equal(pooled[0, 0, :, 0], [0, 2])
 
 
+@pytest.mark.parametrize("window, stride, padding", [(3, 2, 0), (3, 2, 1), (2, 2, 0), (3, 1, 1)])
+def test_the_gradient_of_max_pool_goes_to_the_first_of_equals(window, stride, padding):
+    x = np.maximum(_map(2, 7, 8, 3).round(), 0)  # full of ties
+    pads = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
+    padded = np.pad(x, pads, constant_values=-np.inf)
+    pooled, pull = jax.vjp(lambda x: layers.max_pool(x, window, stride=stride, padding=padding), x)
+    given = _map(*pooled.shape)
+    wanted = np.zeros_like(padded)
+    for n, i, j, c in np.ndindex(pooled.shape):
+        rows, columns = (slice(k * stride, k * stride + window) for k in (i, j))
+        row, column = np.divmod(padded[n, rows, columns, c].argmax(), window)
+        wanted[n, i * stride + row, j * stride + column, c] += given[n, i, j, c]
+    wanted = wanted[:, padding : padding + 7, padding : padding + 8]
+    np.testing.assert_allclose(pull(given)[0], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_max_pool_passes_nan_on():
+    x = _map(1, 4, 4, 1)
+    x[0, 1, 2] = np.nan
+    pooled = np.asarray(layers.max_pool(x, 2, stride=2))[0, :, :, 0]
+    np.testing.assert_array_equal(np.isnan(pooled), [[False, True], [False, False]])
+
+
 def test_max_pool_refuses_maps_smaller_than_a_window():
     with pytest.raises(ValueError, match="images are too small.*3x3.*side 2"):
         layers.max_pool(_map(1, 8, 2, 1), 3, stride=2)
