@@ -4,6 +4,9 @@ Runs that differ in nothing but their seed are one line, with the mean and its 9
 seeds; a single seed has its interval over pictures. Of the settings only those are shown in which
 the runs differ. What follows are the paper's tables beside ours. --to=report.html writes one page
 with all plots in it.
+
+python -m bvit.report runs/merge* --against runs/keep* also compares the runs of each seed with the
+baseline of that seed, on the same pictures.
 """
 
 import argparse
@@ -20,6 +23,7 @@ from bvit.evaluation import (
     deblurring_report,
     imagenet_c,
     page,
+    pairing,
     paper,
     plots,
     report,
@@ -47,8 +51,11 @@ def main(arguments: Sequence[str]) -> None:
         fail("there is no finished run to report.", EXIT_BAD_INPUT)
     groups = group(runs)
     try:
+        paired = _paired(groups, options)
         _draw(groups, options)
-        text = format_report(groups, failures, _format(options), matrix=options.matrix)
+        text = format_report(
+            groups, failures, _format(options), matrix=options.matrix, paired=paired
+        )
         if options.to:
             options.to.write_text(text + "\n")
         else:
@@ -60,6 +67,18 @@ def main(arguments: Sequence[str]) -> None:
 def _parser() -> Parser:
     parser = Parser("python -m bvit.report", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        type=Path,
+        metavar="BASELINE",
+        help="compare with these runs, alike but for their seed, on the same pictures",
+    )
+    parser.add_argument(
+        "--against_policy",
+        metavar="POLICY",
+        help=f"of the baseline, which all policies are compared with; by default {pairing.KEEP}",
+    )
     parser.add_argument(
         "--format",
         choices=list(FORMATS.values()),
@@ -86,6 +105,19 @@ def _format(options: argparse.Namespace) -> str:
     if not (options.format or by_name):
         raise ValueError(f"--to must end in {', '.join(FORMATS)}, or --format be given.")
     return options.format or by_name
+
+
+def _paired(groups: Sequence[Group], options: argparse.Namespace) -> list[page.Table]:
+    if not options.against:
+        if options.against_policy:
+            raise ValueError("--against_policy is one of the baseline's: give --against too.")
+        return []
+    runs, failures = read_runs(options.against)
+    if failures:
+        raise ValueError(next(iter(failures.values())))
+    baseline = pairing.baseline_of(runs)
+    title = f"Paired with {', '.join(run.name for run in runs)}"
+    return [(title, pairing.table(groups, baseline, options.against_policy or pairing.KEEP))]
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:
@@ -118,9 +150,9 @@ def read_run(path: Path) -> Run:
         at = f"it has logged step {lines[-1]['step']}" if lines else "it has logged no step yet"
         raise ValueError(f"{path} is not finished ({at}): run its command again until it is.")
     try:
-        run = Run(path.name, json.loads((path / "results.json").read_text()), lines)
+        run = Run(path.name, json.loads((path / "results.json").read_text()), lines, path)
         _sections(group([run]), matrix=False)  # is all there that a report needs?
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path / 'results.json'} is damaged ({error!r}).") from error
     return run
 
@@ -135,7 +167,12 @@ def _draw(groups: Sequence[Group], options: argparse.Namespace) -> None:
 
 
 def format_report(
-    groups: Sequence[Group], failures: dict[str, str], form: str, *, matrix: bool = False
+    groups: Sequence[Group],
+    failures: dict[str, str],
+    form: str,
+    *,
+    matrix: bool = False,
+    paired: Sequence[page.Table] = (),
 ) -> str:
     """The whole report as text.
 
@@ -143,9 +180,10 @@ def format_report(
       groups: of `comparison.group`.
       failures: runs that were left out, and why.
       form: "markdown", "csv" or "html".
-      matrix: leave out all but the matrix of runs and conditions.
+      matrix: leave out all but the matrix of runs and conditions, and `paired`.
+      paired: tables of `pairing.table` with their titles.
     """
-    sections = _sections(groups, matrix)
+    sections = _sections(groups, matrix, paired)
     if failures:
         sections.append(("Left out", [["run", "why"], *map(list, failures.items())]))
     if form == "html":
@@ -166,14 +204,16 @@ def _plotted(groups: Sequence[Group]) -> tuple[plots.Rows, plots.Lines]:
     )
 
 
-def _sections(groups: Sequence[Group], matrix: bool) -> list[page.Table]:
+def _sections(
+    groups: Sequence[Group], matrix: bool, paired: Sequence[page.Table] = ()
+) -> list[page.Table]:
     title = "Top-1 in % with its 95 % interval"
     if matrix:
-        return [(title, tables.matrix_lines(groups))]
+        return [(title, tables.matrix_lines(groups)), *paired]
     sections = [("Runs", tables.overview_lines(groups))]
     if len(groups) > 1:
         sections.append((title, tables.matrix_lines(groups)))
-    sections.append(("Results", tables.result_lines(groups)))
+    sections += [("Results", tables.result_lines(groups)), *paired]
     for one in groups:
         if lines := imagenet_c.table_lines(one.rows):
             sections.append((f"{one.label or one.runs[0].name}: {imagenet_c.TITLE}", lines))

@@ -14,6 +14,10 @@ import pytest
 from jobs import ROOT, TIMEOUT, Job, xla_flags
 from PIL import Image
 
+from bvit.evaluation import report
+from bvit.report import main as compare_runs
+from bvit.training import answers
+
 STEPS = 8
 TINY = {
     "data.image_size": 32,
@@ -121,6 +125,30 @@ def test_results_hold_a_row_for_each_condition_and_policy(finished):
     assert rows["sharp", "merge", 7]["gflops"] < 0.6 * rows["sharp", "keep", None]["gflops"]
     assert results["step"] == STEPS
     assert results["config"]["train"]["steps"] == STEPS
+
+
+def test_a_run_keeps_its_answer_to_each_picture(finished):
+    rows = json.loads((finished[0] / "results.json").read_text())["rows"]
+    kept = answers.read(finished[0])
+    np.testing.assert_array_equal(kept.index, np.arange(rows[0]["n"]))
+    assert list(kept.ranks) == [(row["condition"], report.policy_label(row)) for row in rows]
+    for row, rank in zip(rows, kept.ranks.values(), strict=True):
+        assert (np.mean(rank == 0), np.mean(rank < 5)) == (row["top1"], row["top5"])
+
+
+def test_a_run_can_be_evaluated_again_and_stands_for_itself(finished, run, tmp_path, capsys):
+    workdir, again = finished[0], tmp_path / "again"
+    settings = {"init_from": workdir, "init_head": True, "train.steps": 0, "optimizer.warmup": 0}
+    code, _, err = run(again, **settings)
+    assert code == 0, err
+    before, after = answers.read(workdir), answers.read(again)
+    for cell, rank in before.ranks.items():
+        np.testing.assert_array_equal(after.ranks[cell], rank)
+    (ancestor,) = json.loads((again / "results.json").read_text())["ancestors"]
+    assert ancestor == json.loads((workdir / "config.json").read_text())
+    for one, other in ((workdir, again), (again, workdir)):
+        compare_runs([str(one), "--matrix", "--against", str(other)])
+        assert re.search(r"\| keep +\| [\d.]+ +\| \+0.00 ", capsys.readouterr().out)
 
 
 def test_a_finished_run_says_so(finished, run):

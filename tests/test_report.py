@@ -5,12 +5,16 @@ import re
 import statistics
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from bvit import report
 from bvit.evaluation import paper, plots
 from bvit.evaluation.comparison import Run, group
+from bvit.evaluation.evaluate import Outcome
 from bvit.evaluation.tables import NOT_RUN
+from bvit.models.inputs import Policy
+from bvit.training import answers
 
 
 def result(model, *, condition="mix", init_from="", steps=10, seed=0, rows=(), **train):
@@ -208,6 +212,34 @@ def test_the_matrix_has_a_row_for_what_differs_and_a_column_for_a_condition(runs
     assert lines[2][5] == "50.00 [47.0, 53.0]"
 
 
+@pytest.fixture(scope="module")
+def answered(runs):
+    """The same runs, with answers: under keep mix is right on 6 of 10 pictures, blur on 5."""
+    for path in runs.iterdir():
+        policies = {Policy("keep"): 6 if "mix" in path.name else 5, Policy("drop", budget=8): 4}
+        ranks = {policy: np.arange(1000) % 10 >= right for policy, right in policies.items()}
+        index = np.arange(1000)
+        answers.write(path, [Outcome("region", policy, index, r) for policy, r in ranks.items()])
+    return runs
+
+
+def test_runs_are_paired_with_a_baseline_in_all_formats(answered, call, tmp_path):
+    mixed = [*sorted(answered.glob("mix*")), "--against", *sorted(answered.glob("blur*"))]
+    tables = parse_csv(call(*mixed, "--format=csv").out)
+    title = '"Paired with blur0, blur1"'  # quoted, since there is a comma in it
+    assert list(tables)[:3] == ["Runs", "Results", title]
+    lines = tables[title]
+    keep = ["region", "keep", "60.00", "+10.00", "[+8.1, +11.8]", "0: +10.00, 1: +10.00"]
+    assert lines[1] == [*keep, "1000 pictures"]
+    assert lines[2][:4] == ["region", "drop:8", "40.00", "-10.00"]
+    assert lines[0][3] == "vs baseline's keep"
+    call(*mixed, f"--to={tmp_path / 'report.html'}")
+    assert lines in Cells((tmp_path / "report.html").read_text()).tables
+    markdown = call(*mixed, "--against_policy=drop:8", "--matrix").out
+    assert "vs baseline's drop:8" in markdown and "+20.00" in markdown
+    assert "### Results" not in markdown
+
+
 def test_plots_are_written_where_they_are_asked_for(runs, call, tmp_path):
     files = [tmp_path / "sigma.png", tmp_path / "tradeoff.png"]
     call(*runs.iterdir(), f"--sigma={files[0]}", f"--tradeoff={files[1]}")
@@ -259,6 +291,8 @@ def test_what_is_no_finished_run_is_told_and_the_others_are_reported(runs, tmp_p
         ([], "RUN"),
         (["--to=report.pdf"], "must end in .md, .csv, .html"),
         (["--to=nowhere/report.md"], "No such file"),
+        (["--against_policy=keep"], "give --against too"),
+        (["--against=nowhere"], "nowhere is no run directory"),
     ],
 )
 def test_wrong_arguments_are_told_in_a_line(runs, call, capsys, arguments, message):

@@ -5,9 +5,11 @@ import functools
 import json
 import statistics
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from bvit import config as config_lib
+from bvit.evaluation import lineage
 from bvit.evaluation.report import Row, format_value, policy_label
 from bvit.evaluation.statistics import t_interval
 
@@ -30,18 +32,31 @@ class Run:
       name: of its directory.
       results: what its `results.json` holds.
       lines: those of its `metrics.jsonl`.
+      path: its directory.
     """
 
     name: str
     results: dict[str, Any]
     lines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    path: Path = Path()
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
         """Its config with dotted keys; what its time did not know yet, by today's default."""
-        now = config_lib.flatten(config_lib.to_dict(config_lib.default_config()))
-        config = config_lib.flatten(self.results["config"])
-        return {k: v for k, v in now.items() if not k.startswith("model.")} | config
+        return _complete(self.results["config"])
+
+    @functools.cached_property
+    def start(self) -> lineage.Start:
+        """Where its weights came from."""
+        # Older runs did not write down which runs came before them.
+        ancestors = [_complete(config) for config in self.results.get("ancestors", [])]
+        # Where each of them started is told by the next one; the last by what it names itself.
+        told = [telling_apart(one | {"init_from": ancestors[-1]["init_from"]}) for one in ancestors]
+        return lineage.Start(
+            self.settings["init_from"],
+            self.settings["seed"],
+            tuple((_as_text(t), one["seed"]) for t, one in zip(told, ancestors, strict=True)),
+        )
 
     @property
     def trained_on(self) -> str:
@@ -91,6 +106,16 @@ class Group:
         return [_mean_row(list(cell.values())) for cell in cells.values()]
 
 
+def _complete(config: dict[str, Any]) -> dict[str, Any]:
+    now = config_lib.flatten(config_lib.to_dict(config_lib.default_config()))
+    known = {key: value for key, value in now.items() if not key.startswith("model.")}
+    return known | config_lib.flatten(config)
+
+
+def _as_text(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True)
+
+
 def _mean_row(rows: Sequence[Row]) -> Row:
     first = rows[0]
     if len(rows) == 1:
@@ -107,13 +132,18 @@ def _mean_row(rows: Sequence[Row]) -> Row:
 
 
 def group(runs: Iterable[Run]) -> list[Group]:
-    """Groups runs by what differs in their configs, and sorts the groups by it."""
+    """Groups runs by what differs in their configs, and sorts the groups by it.
+
+    Where runs started from others that differ in nothing but their seed, that is no difference.
+    """
     runs = list(runs)
-    keys = differing([run.settings for run in runs])
+    starts = lineage.names([run.start for run in runs])
+    found = [run.settings | {"init_from": name} for run, name in zip(runs, starts, strict=True)]
+    keys = differing(found)
     members: dict[str, list[Run]] = {}
-    for run in runs:
-        members.setdefault(json.dumps([run.settings.get(key) for key in keys]), []).append(run)
-    settings = [{key: one[0].settings.get(key) for key in keys} for one in members.values()]
+    for run, one in zip(runs, found, strict=True):
+        members.setdefault(json.dumps({key: one.get(key) for key in keys}), []).append(run)
+    settings = [json.loads(differ) for differ in members]
     columns = telling(settings)
     groups = zip(settings, members.values(), strict=True)
     if len(columns) <= MANY_COLUMNS:

@@ -33,12 +33,17 @@ def paired_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, tuple[float,
 
     The variance is that of the per-picture differences (McNemar's setting): pictures on which both
     agree add nothing to it, which is what makes a paired comparison sharp. Following Agresti and
-    Min (2005), half a picture is added to each kind of disagreement for the interval, so that it is
-    not empty when there is none.
+    Min (2005), two pictures are added for the interval, spread evenly over the four ways in which
+    a pair can turn out, so that it is not empty where there is no disagreement.
+
+    Of several seeds, a picture's difference is its mean over them. The pictures stay the unit: the
+    interval says what others of their kind would give to these trainings, and not what other
+    trainings would give, of which the spread of the seeds' own differences tells.
 
     Args:
-      a: whether the first was right, bool [n].
-      b: whether the second was right, bool [n], same pictures in the same order.
+      a: whether the first was right, bool [n] or [seeds, n].
+      b: whether the second was right, of the same shape: same seeds and pictures, in the same
+        order.
 
     Returns:
       mean(a) − mean(b), and (low, high).
@@ -48,14 +53,16 @@ def paired_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, tuple[float,
     """
     if a.shape != b.shape:
         raise ValueError(f"paired outcomes must be of the same pictures: got {a.shape}, {b.shape}.")
-    n = len(a)
+    n = a.shape[-1]
     if n == 0:
         return 0.0, (-1.0, 1.0)
-    gained, lost = int(np.sum(a & ~b)), int(np.sum(b & ~a))
-    plus, minus, total = gained + 0.5, lost + 0.5, n + 2
-    middle = (plus - minus) / total
-    half = Z95 * math.sqrt(((plus + minus) / total - middle**2) / total)
-    return (gained - lost) / n, (max(-1.0, middle - half), min(1.0, middle + half))
+    each = (a.astype(np.float64) - b).reshape(-1, n).mean(axis=0)
+    total = n + 2
+    middle = float(each.sum()) / total
+    # Of the two added pictures, half a one differs by +1, half by −1, and one by 0.
+    square = (float(np.sum(each**2)) + 1) / total
+    half = Z95 * math.sqrt((square - middle**2) / total)
+    return float(each.mean()), (max(-1.0, middle - half), min(1.0, middle + half))
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:

@@ -73,9 +73,10 @@ def _run(experiment: setup.Experiment, run: RunDirectory, signals: SignalWatch) 
             if is_main and not step:
                 results.show_samples(experiment, writer, run.figures)
             state = train(experiment, state, checkpoints, writer, trace, evaluator, signals)
-            found = results.gather(experiment, state, evaluator)
+            outcomes = evaluator(state.eval_variables)
+            found = results.gather(experiment, state, evaluator, outcomes)
             if is_main:
-                results.write(found, run, writer)
+                results.write(found, outcomes, run, writer)
     return found
 
 

@@ -13,13 +13,14 @@ from bvit.evaluation import (
     deblurring_report,
     evaluate,
     imagenet_c,
+    lineage,
     pictures,
     plots,
     report,
 )
 from bvit.evaluation.evaluator import Evaluator
 from bvit.models.inputs import shown_levels
-from bvit.training import setup, sharding
+from bvit.training import answers, setup, sharding
 from bvit.training.metrics import MetricsWriter, read_metrics
 from bvit.training.rundir import RunDirectory, write_json
 from bvit.training.state import TrainState
@@ -46,9 +47,13 @@ def show_samples(experiment: setup.Experiment, writer: MetricsWriter, folder: Pa
         figure.savefig(folder / f"samples_{name.replace(':', '_')}.png", dpi=100)
 
 
-def gather(experiment: setup.Experiment, state: TrainState, evaluator: Evaluator) -> dict[str, Any]:
-    """Evaluates the trained state: what `results.json` will hold."""
-    outcomes = evaluator(state.eval_variables)
+def gather(
+    experiment: setup.Experiment,
+    state: TrainState,
+    evaluator: Evaluator,
+    outcomes: list[evaluate.Outcome],
+) -> dict[str, Any]:
+    """Sums up what the evaluator found of the trained state: what `results.json` will hold."""
     evaluator.measure(state.eval_variables)
     rows = report.make_rows(outcomes, evaluator.costs)
     return {
@@ -61,6 +66,7 @@ def gather(experiment: setup.Experiment, state: TrainState, evaluator: Evaluator
         "devices": [device.device_kind for device in jax.devices()],
         "baselines": setup.baselines(experiment),
         "config": config_lib.to_dict(experiment.config),
+        "ancestors": lineage.read(experiment.config.init_from),
     }
 
 
@@ -87,8 +93,16 @@ def _deblurring(
     return deblurring.make_rows([one for one in outcomes if one.policy == policy], costs)
 
 
-def write(results: dict[str, Any], run: RunDirectory, writer: MetricsWriter) -> None:
-    """Writes curves, figures, and last `results.json`: that it exists says the run is finished."""
+def write(
+    results: dict[str, Any],
+    outcomes: list[evaluate.Outcome],
+    run: RunDirectory,
+    writer: MetricsWriter,
+) -> None:
+    """Writes curves, figures, the answers to each picture, and last `results.json`.
+
+    That `results.json` exists says that the run is finished.
+    """
     writer.accuracies(results["step"], curves(results["rows"]))
     _describe(comparison.Run(run.path.name, results), writer)
     figures = plots.draw({"": results["rows"]}, {"": [read_metrics(run.path)]})
@@ -97,6 +111,7 @@ def write(results: dict[str, Any], run: RunDirectory, writer: MetricsWriter) -> 
     for name, figure in figures.items():
         figure.savefig(run.figures / f"{name}.png", dpi=150)
         writer.image(results["step"], f"figures/{name}", plots.pixels(figure))
+    answers.write(run.path, outcomes)
     write_json(run.results, results)
 
 

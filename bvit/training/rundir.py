@@ -4,12 +4,15 @@ config.json    the settings          checkpoints/   one folder a step, with seal
 metrics.jsonl  a line a logged step  tensorboard/   the same as curves, and pictures
 results.json   the final table       figures/       plots and pictures of it
 classes.json   names of the classes     evaluations.jsonl   a line an evaluation
+answers.npz    the true class's rank for each test picture, by condition and policy
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -64,11 +67,18 @@ class RunDirectory:
             self._lock.close()
 
 
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Gives the name under which to write a file, which takes its own once all of it is there."""
+    partial = path.with_suffix(".partial")
+    yield partial
+    partial.replace(path)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a file whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def _check_ours(path: Path, settings: dict[str, Any]) -> None:

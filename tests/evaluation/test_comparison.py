@@ -82,3 +82,23 @@ def test_rows_of_seeds_are_averaged_and_a_seed_that_was_run_twice_counts_once():
 def test_a_single_seed_keeps_its_row():
     run = make_run()
     assert group([run])[0].rows == [{**run.results["rows"][0], "seeds": 1}]
+
+
+def test_runs_that_started_from_runs_of_their_own_seeds_are_one_group():
+    def tuned(seed, before, condition="mix"):
+        run = make_run(seed=seed, init_from=f"runs/{condition}{before}")
+        train = {"train": {"condition": condition}, "eval": {"batch_size": seed}}
+        first = {"seed": before, "init_from": f"runs/first{before}", **train}
+        start = {"seed": before, "init_from": "w.npz", "model": {"name": "vit"}}
+        run.results["ancestors"] = [first, start]
+        return run
+
+    (found,) = group([tuned(0, 0), tuned(1, 1)])
+    assert found.settings == {} and len(found.runs) == 2
+    found = group([tuned(0, 0), tuned(1, 1), tuned(0, 0, "blur"), tuned(1, 1, "blur")])
+    assert [one.label for one in found] == ["runs/blur0 …", "runs/mix0 …"]
+    found = group([tuned(0, 0), tuned(0, 1)])  # two trainings, tested with one seed
+    assert [one.label for one in found] == ["runs/mix0", "runs/mix1"]
+    other = tuned(1, 1)
+    other.results["ancestors"][1]["init_from"] = "other.npz"
+    assert len(group([tuned(0, 0), other])) == 2

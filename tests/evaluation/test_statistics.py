@@ -46,6 +46,40 @@ def test_equal_outcomes_leave_some_doubt():
     assert difference == 0 and low < 0 < high
 
 
+def seeds_of_two_models(rng, seeds, n):
+    """Right or not of two models, [seeds, n] each; the first is right 4 points more often."""
+    easy = rng.random(n) < 0.6
+    return (easy | (rng.random((seeds, n)) < rate) for rate in (0.25, 0.15))
+
+
+def test_the_interval_over_seeds_is_that_of_each_pictures_mean():
+    a, b = seeds_of_two_models(np.random.default_rng(2), seeds=3, n=200)
+    means = [np.mean([p[s] * 1.0 - p[3 + s] for s in range(3)]) for p in zip(*a, *b, strict=True)]
+    difference, interval = paired_difference(a, b)
+    assert difference == pytest.approx(a.mean() - b.mean())
+    # The two added pictures: half a one with a difference of 1, half with −1, one with 0.
+    values, weights = [*means, 1, -1, 0], [*[2] * 200, 1, 1, 2]
+    middle = np.average(values, weights=weights)
+    error = np.sqrt(np.cov(values, fweights=weights, ddof=0) / 202)
+    np.testing.assert_allclose(interval, (middle - 1.959964 * error, middle + 1.959964 * error))
+    np.testing.assert_allclose(interval, difference + np.array([-1.96, 1.96]) * error, atol=2e-3)
+
+
+def test_a_seed_that_is_told_twice_changes_nothing_and_another_narrows_the_interval():
+    a, b = seeds_of_two_models(np.random.default_rng(3), seeds=2, n=500)
+    once = paired_difference(a[0], b[0])
+    twice = paired_difference(a[[0, 0]], b[[0, 0]])
+    np.testing.assert_allclose([twice[0], *twice[1]], [once[0], *once[1]])
+    _, (low, high) = paired_difference(a, b)
+    assert high - low < 0.9 * (once[1][1] - once[1][0])
+
+
+def test_intervals_of_several_seeds_cover_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(4)
+    intervals = [paired_difference(*seeds_of_two_models(rng, 3, 300))[1] for _ in range(1000)]
+    assert 930 <= sum(low <= 0.04 <= high for low, high in intervals) <= 970
+
+
 def test_different_pictures_cannot_be_paired():
     with pytest.raises(ValueError, match="same pictures"):
         paired_difference(np.ones(3, bool), np.ones(4, bool))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bvit.training.rundir import RunDirectory
+from bvit.training.rundir import RunDirectory, whole, write_json
 
 SETTINGS = {"seed": 1, "train": {"steps": 10}, "mesh": {"data": -1}}
 
@@ -20,6 +20,17 @@ def test_a_run_can_be_opened_again_but_not_by_another_config(tmp_path):
 def test_how_a_run_is_computed_may_change(tmp_path):
     RunDirectory(tmp_path, SETTINGS).close()
     RunDirectory(tmp_path, SETTINGS | {"mesh": {"data": 2}}).close()
+
+
+def test_a_file_that_was_begun_leaves_the_one_before_it(tmp_path):
+    write_json(tmp_path / "a.json", [1, 2])
+    with pytest.raises(RuntimeError), whole(tmp_path / "a.json") as partial:
+        partial.write_text("[3")
+        raise RuntimeError
+    assert json.loads((tmp_path / "a.json").read_text()) == [1, 2]
+    write_json(tmp_path / "a.json", [4])
+    assert json.loads((tmp_path / "a.json").read_text()) == [4]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
