@@ -125,7 +125,7 @@ def test_only_what_merges_between_layers_changes_the_model():
         ("tome:8", 8),
         ("cluster:20", 20),
         ("cluster:0.5", 32),
-        ("cluster:0.01", 4),
+        ("cluster:0.01", 1),
     ],
 )
 def test_budgets_as_tokens_and_as_shares(text, budget):
