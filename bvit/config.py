@@ -40,10 +40,11 @@ def default_config() -> ConfigDict:
     c.model.dtype = "float32"  # of the computation: float32 or bfloat16; parameters are float32
 
     c.tokens = ConfigDict()
-    # What training does with blurry patches, see bvit.models.tokens: name, name:tokens or
-    # name:share. Of several ("keep,merge:0.5") each step draws one, so that one checkpoint serves
-    # every budget. With :threshold as well ("drop:0.5:threshold"), places of the budget stay empty
-    # where patches are under the threshold. zero alone is the paper's experiment, by the Laplacian.
+    # What training does with blurry patches, see bvit.models.tokens: name, name:tokens, name:share
+    # (cluster:0.5 and tome:r merge between the blocks). Of several ("keep,merge:0.5") each step
+    # draws one, so that one checkpoint serves every budget. With :threshold as well
+    # ("drop:0.5:threshold"), places of the budget stay empty where patches are under the threshold.
+    # zero alone is the paper's experiment, by the Laplacian.
     c.tokens.policy = "keep"
     # What patches are ranked by: relative, reblur, laplacian (the paper's), tenengrad or entropy.
     c.tokens.score = "relative"
@@ -88,7 +89,7 @@ def default_config() -> ConfigDict:
 
     c.eval = ConfigDict()
     c.eval.conditions = "sharp,blur,region"  # what is done to the test pictures
-    # What the model does with blurry patches: as tokens.policy, tome:8 (merges 8 tokens a layer),
+    # What the model does with blurry patches: as tokens.policy,
     # and merge:auto (each picture gets the smallest of a few budgets that its blur allows).
     c.eval.policies = "keep,zero"
     c.eval.batch_size = 64

@@ -66,7 +66,7 @@ def _photos(config: ConfigDict) -> None:
     config.train.steps = 1000
     config.train.batch_size = 64
     config.optimizer.warmup = 0.1
-    config.eval.policies = "keep,zero,drop:0.5,merge:0.5"
+    config.eval.policies = "keep,zero,drop:0.5,merge:0.5,cluster:0.5"
     config.eval.every_steps = 500
 
 
@@ -81,7 +81,9 @@ def _small(config: ConfigDict) -> None:
     config.train.batch_size = 64
     config.train.label_smoothing = 0.1
     config.optimizer.warmup = 0.07
-    config.eval.policies = "keep,zero,drop:0.5,pool:0.5,random:0.5,merge:0.5,merge:0.3,tome:8"
+    config.eval.policies = (
+        "keep,zero,drop:0.5,pool:0.5,random:0.5,merge:0.5,merge:0.3,cluster:0.5,cluster:0.3,tome:8"
+    )
     config.eval.every_steps = 1000
 
 

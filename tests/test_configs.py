@@ -55,7 +55,7 @@ def test_its_pieces_fit_together(name, arguments):
         (
             "vit_small_patch16_224",
             "hf:timm/vit_small_patch16_224.augreg_in21k_ft_in1k",
-            ("keep", "merge:97", "merge:67"),
+            ("cluster:98", "cluster:64"),
         ),
         ("resnet50", "hf:timm/resnet50.tv_in1k", ("keep",)),
         ("vgg19", "hf:timm/vgg19.tv_in1k", ("keep",)),
@@ -69,7 +69,7 @@ def test_fine_tuning_fits_together_but_for_the_weights(model, init_from, policie
     assert tuple(recipe.policy.label for recipe in experiment.recipes) == policies
     assert experiment.optimizer is not None and experiment.total_steps >= 20_000
     if len(policies) > 1:
-        assert [recipe.has_full_pass for recipe in experiment.recipes] == [False, True, True]
+        assert [recipe.has_full_pass for recipe in experiment.recipes] == [True, True]
         assert "merge:auto" in [policy.label for policy in experiment.policies]
     imagenet = importlib.import_module("configs.finetune").get_config(f"model={model}")
     assert imagenet.init_head and imagenet.data.name == "imagenet2012"

@@ -1,22 +1,25 @@
 """A ViT at fewer tokens beside the same ViT at all, scoring and gathering included."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array
 
 from bvit import models
 from bvit.benchmarks.harness import Case, Function, compute_dtype, flops, waiting
 from bvit.evaluation.evaluate import make_classify
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD
+from bvit.models import clusters
 from bvit.models.inputs import Policy, parse_policy
 from bvit.models.tokens import plan
 
 MODEL, BATCH, SIZE, PATCH = "vit_small_patch16_224", 32, 224, 16
-POLICIES = ("merge:97", "drop:98", "merge:49", "drop:49", "tome:8")
-# Of the 12 blocks, how many compute every patch first; for the merging policies.
+POLICIES = ("cluster:98", "merge:97", "drop:98", "cluster:65", "merge:49", "drop:49", "tome:8")
+# Of the 12 blocks, how many compute every patch first; `cluster` has at least one such block.
 LATE = 2
 
 
@@ -41,7 +44,7 @@ def cases() -> Iterator[Case]:
         return run, flops(classify, variables, image, index)
 
     keep, _ = forward(Policy())
-    late = [(text, LATE) for text in POLICIES if text.startswith("merge")]
+    late = [(text, LATE) for text in POLICIES if text.startswith(("merge", "cluster"))]
     for text, after in [(text, 0) for text in POLICIES] + late:
         policy = parse_policy(text, grid=(SIZE // PATCH,) * 2, patch_size=PATCH)
         run, count = forward(policy, after)
@@ -50,3 +53,13 @@ def cases() -> Iterator[Case]:
     select = jax.jit(lambda x: plan(x, patch_size=PATCH, policy="merge", budget=97))
     name = "scores and selection of merge:97"
     yield Case("tokens", name, waiting(lambda: select(image)), "keep", keep, bytes=image.nbytes)
+    shape = BATCH, (SIZE // PATCH) ** 2, model.width
+    tokens = jax.random.normal(jax.random.key(2), shape, model.dtype)
+    join = jax.jit(partial(_join, grid=model.grid, count=98))
+    name = "selection and joining of cluster:98"
+    yield Case("tokens", name, waiting(lambda: join(tokens)), "keep", keep, bytes=tokens.nbytes)
+
+
+def _join(tokens: Array, *, grid: tuple[int, int], count: int) -> Array:
+    cluster = clusters.assign(tokens, grid=grid, count=count)
+    return clusters.merge(tokens, jnp.ones(tokens.shape[:2]), cluster, count)[0]

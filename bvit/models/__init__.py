@@ -7,14 +7,14 @@ from functools import partial
 
 import flax.linen as nn
 
-from bvit.models import tokens
+from bvit.models import clusters, tokens
 from bvit.models.adaptive import adaptive_apply
 from bvit.models.googlenet import GoogLeNet
 from bvit.models.resnet import BasicBlock, Bottleneck, ResNet
 from bvit.models.vgg import VGG
 from bvit.models.vit import VisionTransformer
 
-__all__ = ["MODELS", "adaptive_apply", "create", "tokens"]
+__all__ = ["MODELS", "adaptive_apply", "clusters", "create", "tokens"]
 
 # Widths and heads of tiny and small: DeiT (Touvron et al. 2021); of base and large: Dosovitskiy et
 # al. 2021, table 1.

@@ -133,10 +133,10 @@ def _distances(
     return jnp.where(two, halves, jnp.inf)
 
 
-Joined = tuple[Int[Array, "steps n r"], Int[Array, "steps n r"]]
+_Joined = tuple[Int[Array, "steps n r"], Int[Array, "steps n r"]]
 
 
-def _join(distance: Float[Array, "n r p p"]) -> tuple[Float[Array, "n r steps"], Joined]:
+def _join(distance: Float[Array, "n r p p"]) -> tuple[Float[Array, "n r steps"], _Joined]:
     """Joins two clusters of every region at a time until one is left in each, in p - 1 steps.
 
     Returns:
@@ -171,7 +171,7 @@ def _join(distance: Float[Array, "n r p p"]) -> tuple[Float[Array, "n r steps"],
     return jnp.moveaxis(added, 0, -1), (a, b)
 
 
-def _speakers(joined: Joined, steps: Int[Array, "n r"]) -> Int[Array, "n r p"]:
+def _speakers(joined: _Joined, steps: Int[Array, "n r"]) -> Int[Array, "n r p"]:
     """For each patch, the place that speaks for its cluster after so many steps in each region."""
     count = len(joined[0])
 
