@@ -6,6 +6,7 @@ bytes or operations need at this machine's own pace, measured in the same rounds
 """
 
 import functools
+import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -58,8 +59,9 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in chosen:
             prepared = tqdm(suites(Path(folder))[name](), desc=f"preparing {name}", leave=False)
-            cases = list(prepared)
-            found = measure(cases, repeats=REPEATS.value or ROUNDS[name])
+            found = []
+            for _, group in itertools.groupby(prepared, key=lambda case: case.group):
+                found += measure(list(group), repeats=REPEATS.value or ROUNDS[name])
             print(format_rows(found), flush=True)
             rows += found
     if JSON.value:

@@ -28,7 +28,6 @@ from bvit.data import UnreadableImageError
 from bvit.data.listing import list_pictures, read_ahead
 from bvit.data.pipeline import RESIZE_RATIO
 from bvit.evaluation import report
-from bvit.evaluation.pictures import draw_levels
 from bvit.evaluation.predictor import Predictions, Predictor
 from bvit.models.inputs import Policy
 from bvit.training.interrupt import Interrupted, SignalWatch
@@ -114,8 +113,7 @@ def predict(options: argparse.Namespace) -> dict[str, str]:
                 found = predictor(pixels, first=len(tokens))
                 rows = make_rows([path for path, _ in readable], found, run.class_names)
                 if overlays:
-                    levels = predictor.levels(pixels, first=len(tokens))
-                    overlays.save(rows, pixels, levels)
+                    overlays.save(rows, pixels, predictor.draw(pixels, first=len(tokens)))
                 tokens += found.tokens.tolist()
                 with bar.external_write_mode(file=sys.stdout):
                     output.write(rows)
@@ -244,13 +242,13 @@ class Overlays:
         self._folder = folder
         self._names: collections.Counter[str] = collections.Counter()
 
-    def save(self, rows: list[dict[str, Any]], pixels: np.ndarray, levels: np.ndarray) -> None:
-        """Writes the overlays of some pictures, and their files into the rows."""
-        for row, one, level in zip(rows, pixels / 255, levels, strict=True):
-            both = [draw_levels(one, np.zeros_like(level)), draw_levels(one, level)]
-            drawn = np.round(255 * np.concatenate(both, axis=1)).astype(np.uint8)
+    def save(self, rows: list[dict[str, Any]], pixels: np.ndarray, drawn: list[np.ndarray]) -> None:
+        """Writes pictures beside what was drawn of them, and their files into the rows."""
+        for row, one, seen in zip(rows, pixels / 255, drawn, strict=True):
+            times = len(seen) // len(one)  # small ones were enlarged
+            both = np.hstack([one.repeat(times, axis=0).repeat(times, axis=1), seen])
             row["overlay"] = str(self._free(Path(row["file"]).stem))
-            Image.fromarray(drawn).save(row["overlay"])
+            Image.fromarray(np.round(255 * both).astype(np.uint8)).save(row["overlay"])
 
     def _free(self, stem: str) -> Path:
         """A name that no picture has had: those of the same name are numbered."""

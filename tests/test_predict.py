@@ -38,6 +38,8 @@ def command(capsys):
     """Runs the command on the tiny run; returns (exit code, stdout, stderr)."""
 
     def command(*arguments, run=None):
+        run_directory()  # what training it prints is not the command's
+        capsys.readouterr()
         code = 0
         try:
             predict.main([f"--run={run or run_directory()}", *map(str, arguments)])
@@ -147,6 +149,23 @@ def test_overlays_of_a_policy_that_computes_all_show_blurry_patches(command, pic
     before, after = np.split(drawn, 2, axis=1)
     changed = (before != after).any(-1).mean()
     assert changed == pytest.approx(row["blurry_patches"], abs=0.05)
+
+
+def test_overlays_of_clusters_have_lines_between_what_shares_no_token(command, pictures, tmp_path):
+    options = ("--format=jsonl", "--policy=cluster:5", f"--overlays={tmp_path}")
+    _, out, _ = command(*options, pictures / "0.png")
+    (row,) = read_rows(out)
+    assert row["tokens"] == 5
+    drawn = np.asarray(Image.open(row["overlay"])).astype(int)
+    before, after = np.split(drawn, 2, axis=1)
+    side = len(before) // 4
+    changed = (before != after).any(-1)
+    rows, columns = np.indices(changed.shape)
+    assert not changed[(rows % side > 0) & (columns % side > 0)].any()
+    lines = [changed[k * side].reshape(4, side).all(-1) for k in range(1, 4)]
+    lines += [changed[:, k * side].reshape(4, side).all(-1) for k in range(1, 4)]
+    # Of 24 borders those inside of the five clusters are open: some are, and some are not.
+    assert 4 <= np.sum(lines) < 24
 
 
 def test_names_come_from_stdin_and_csv_has_a_line_for_each(command, pictures, monkeypatch):

@@ -43,6 +43,8 @@ class Case:
       flops: operations it is made of, a multiplication and an addition being two.
       why: why `run` or `peer_run` is None.
       values: further entries of its row.
+      group: cases of one group are prepared and measured together, and then let go: what they hold
+        would leave the next ones less memory, or slower pages of it.
     """
 
     suite: str
@@ -54,6 +56,7 @@ class Case:
     flops: float = 0
     why: str = ""
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    group: str = ""
 
 
 def on_accelerator() -> bool:

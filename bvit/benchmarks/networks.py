@@ -54,6 +54,7 @@ def cases() -> Iterator[Case]:
                 peer,
                 flops=times * count,
                 why=why,
+                group=name,
             )
 
 

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 DIMMED = 0.3
 # Frames: of patches that are left out, and of merged blocks of 2×2 and 4×4 patches.
 FRAMES = {-1: (1.0, 0.35, 0.1), 1: (0.1, 0.8, 0.9), 2: (0.95, 0.3, 0.9)}
+# Lines between clusters of patches that share a token.
+LINES = (0.1, 0.8, 0.9)
 # Small pictures are enlarged to at least this side, so that a 64 px crop can be looked at.
 MIN_SIDE = 192
 
@@ -40,6 +42,28 @@ def draw_levels(
         drawn[here] = _enlarge(seen, zoom)[here]
         rows, columns = np.indices(shown.shape)
         drawn[here & ((rows % block == 0) | (columns % block == 0))] = colour
+    return drawn
+
+
+def draw_clusters(
+    image: Float[np.ndarray, "h w 3"], cluster: Int[np.ndarray, "hp wp"]
+) -> Float[np.ndarray, "h2 w2 3"]:
+    """Draws lines between patches that do not share a token.
+
+    Args:
+      image: pixels in [0, 1].
+      cluster: of each patch. Those of one cluster need not touch.
+
+    Returns:
+      The picture, enlarged if it is small.
+    """
+    zoom = max(1, -(-MIN_SIDE // image.shape[0]))
+    drawn = _enlarge(image.astype(np.float32), zoom)
+    number = _enlarge(cluster, image.shape[0] // cluster.shape[0] * zoom)
+    edge = np.zeros(number.shape, bool)
+    edge[1:] |= number[1:] != number[:-1]
+    edge[:, 1:] |= number[:, 1:] != number[:, :-1]
+    drawn[edge] = LINES
     return drawn
 
 

@@ -8,16 +8,18 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped, UInt8
+from flax import linen as nn
+from jaxtyping import Array, Float, Int, PyTree, Shaped, UInt8
 
 from bvit.evaluation import cost
 from bvit.evaluation.adaptive import AdaptiveClassifier
 from bvit.evaluation.evaluate import make_classify
+from bvit.evaluation.pictures import draw_clusters, draw_levels
 from bvit.image.conditions import indexed_keys
-from bvit.image.pixels import to_float
+from bvit.image.pixels import normalize, to_float
 from bvit.image.scores import own_threshold
 from bvit.image.sigma import estimate_sigma
-from bvit.models.inputs import BETWEEN_LAYERS, Policy, shown_levels
+from bvit.models.inputs import BETWEEN_LAYERS, Policy, for_policy, shown_levels
 from bvit.runs import TrainedRun
 from bvit.training.sharding import make_mesh
 
@@ -106,15 +108,32 @@ class Predictor:
             policy=policy,
         )
 
-    def levels(
+    def draw(
         self, pixels: UInt8[np.ndarray, "n s s 3"], first: int
-    ) -> Int[np.ndarray, "n hp wp"]:
-        """What the policy shows of each patch, as `bvit.models.inputs.shown_levels`.
+    ) -> list[Float[np.ndarray, "h w 3"]]:
+        """Draws what the policy makes of some pictures, of which the first is number `first`.
 
-        Where it computes every patch, those that count as blurry are at -1.
+        Where it computes every patch, those that count as blurry are dark.
         """
         index = np.arange(first, first + len(pixels), dtype=np.int32)
         image = np.asarray(to_float(pixels))
+        if self._policy.name == "cluster":
+            drawn = map(draw_clusters, image, self._in_batches(self._clusters, image, index))
+        else:
+            drawn = map(draw_levels, image, self._levels(image, index))
+        return list(drawn)
+
+    def _clusters(self, image: Array, index: Array) -> Int[Array, "n hp wp"]:
+        del index
+        return _clusters(
+            self._run.variables,
+            image,
+            model=for_policy(self._run.model, self._policy),
+            mean=self._mean,
+            std=self._std,
+        )
+
+    def _levels(self, image: np.ndarray, index: np.ndarray) -> Int[np.ndarray, "n hp wp"]:
         hides = self._policy.name not in ("keep", *BETWEEN_LAYERS)
         shown = self._policy if hides else self._blurry
         function = functools.partial(_levels, seed=self._run.config.seed, policy=shown)
@@ -175,6 +194,16 @@ def _blur(image: Array, *, policy: Policy) -> Float[Array, "n 2"]:
     """The share of patches that a policy blanks, and the estimated sigma."""
     blank = shown_levels(image, policy) < 0
     return jnp.stack([blank.mean(axis=(1, 2)), estimate_sigma(image)], axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "mean", "std"))
+def _clusters(
+    variables: PyTree, image: Array, *, model: nn.Module, mean: tuple, std: tuple
+) -> Int[Array, "n hp wp"]:
+    image = normalize(image, mean, std)
+    _, kept = model.apply(variables, image, train=False, mutable=["intermediates"])
+    (cluster,) = kept["intermediates"]["cluster"]
+    return cluster.reshape(len(image), *model.grid)
 
 
 @functools.partial(jax.jit, static_argnames=("seed", "policy"))

@@ -257,12 +257,13 @@ def for_policy(model: nn.Module, policy: Policy) -> nn.Module:
     """The model that a policy runs: `tome` and `cluster` merge inside it, others leave it alone.
 
     Tokens have something to be alike in once they have seen each other: `cluster` comes after
-    `plan_after` blocks, and at least after the first.
+    `plan_after` blocks, and at least after the first, if there is another.
     """
     if policy.name == "tome":
         return model.clone(tome_r=policy.budget)
     if policy.name == "cluster":
-        return model.clone(cluster_to=policy.budget, plan_after=max(model.plan_after, 1))
+        after = min(max(model.plan_after, 1), model.depth - 1)
+        return model.clone(cluster_to=policy.budget, plan_after=after)
     return model
 
 

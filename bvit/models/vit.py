@@ -79,7 +79,8 @@ class VisionTransformer(nn.Module):
         the full set of tokens, so no plan. 0 merges none.
       cluster_to: patch tokens that are left after the first `plan_after` blocks, where neighbours
         that have become alike are joined into their mean (`bvit.models.clusters`); attention has
-        the size bias from there on. It needs no plan, and takes none. 0 joins none.
+        the size bias from there on. It needs no plan, and takes none. 0 joins none. Which cluster
+        each patch went into is kept as "cluster" where `apply` asks for mutable "intermediates".
     """
 
     num_classes: int = 1000
@@ -300,6 +301,7 @@ class VisionTransformer(nn.Module):
         """Joins tokens that are alike; the class token stays."""
         own, patches = x[:, : self._prefix], x[:, self._prefix :]
         cluster = clusters.assign(patches, grid=self.grid, count=self.cluster_to)
+        self.sow("intermediates", "cluster", cluster)  # for those who want to see it
         ones = jnp.ones(patches.shape[:2])
         patches, size = clusters.merge(patches, ones, cluster, self.cluster_to)
         return jnp.concatenate([own, patches], axis=1), self._with_class_token(size, 1)

@@ -1,6 +1,6 @@
 import numpy as np
 
-from bvit.evaluation.pictures import DIMMED, FRAMES, draw_levels, sheet
+from bvit.evaluation.pictures import DIMMED, FRAMES, LINES, draw_clusters, draw_levels, sheet
 from bvit.evaluation.plots import pixels
 
 
@@ -30,6 +30,17 @@ def test_merged_blocks_show_half_of_the_resolution_in_one_frame():
     np.testing.assert_allclose(drawn[40, 72], image[40:42, 72:74].mean((0, 1)), rtol=1e-5)
     framed = np.isclose(drawn[32:64, 64:96], FRAMES[1]).all(-1)
     assert framed.sum() == 32 + 31  # the upper and the left edge of the block, nothing inside
+
+
+def test_lines_run_between_clusters():
+    image, cluster = make_image()[:64, :64], np.zeros((2, 2), int)
+    cluster[0, 1] = 1
+    drawn = draw_clusters(image, cluster)
+    on_line = np.isclose(drawn, LINES).all(-1)
+    wanted = np.zeros((192, 192), bool)
+    wanted[:96, 96] = wanted[96, 96:] = True
+    np.testing.assert_array_equal(on_line, wanted)
+    np.testing.assert_array_equal(drawn[1::3, 1::3], image)
 
 
 def test_small_pictures_are_enlarged():

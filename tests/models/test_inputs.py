@@ -102,6 +102,8 @@ def test_only_what_merges_between_layers_changes_the_model():
     model = VisionTransformer(image_size=SIZE, patch_size=PATCH)
     assert for_policy(model, Policy("drop", PATCH, budget=3)) is model
     assert for_policy(model, Policy("tome", PATCH, budget=3)).tome_r == 3
+    alone = for_policy(model.clone(depth=1), Policy("cluster", PATCH, budget=20))
+    assert (alone.cluster_to, alone.plan_after) == (20, 0)
     for after, wanted in ((0, 1), (1, 1), (2, 2)):
         got = for_policy(model.clone(plan_after=after), Policy("cluster", PATCH, budget=20))
         assert (got.cluster_to, got.plan_after) == (20, wanted)
