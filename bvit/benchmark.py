@@ -6,7 +6,6 @@ bytes or operations need at this machine's own pace, measured in the same rounds
 """
 
 import functools
-import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from bvit.arguments import parse_flags
 from bvit.benchmarks import growth, images, networks, pipelines, tokens, training
-from bvit.benchmarks.harness import Case, compute_dtype, cpu_cores, format_rows, measure
+from bvit.benchmarks.harness import Case, compute_dtype, cpu_cores, format_rows, measure_groups
 
 # Rounds of each suite, unless --repeats says otherwise: what takes seconds is repeated less often.
 ROUNDS = {"image": 15, "tokens": 5, "models": 3, "train": 3, "data": 5, "growth": 3}
@@ -59,9 +58,7 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in chosen:
             prepared = tqdm(suites(Path(folder))[name](), desc=f"preparing {name}", leave=False)
-            found = []
-            for _, group in itertools.groupby(prepared, key=lambda case: case.group):
-                found += measure(list(group), repeats=REPEATS.value or ROUNDS[name])
+            found = measure_groups(prepared, repeats=REPEATS.value or ROUNDS[name])
             print(format_rows(found), flush=True)
             rows += found
     if JSON.value:

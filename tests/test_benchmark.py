@@ -2,12 +2,13 @@ import json
 import re
 import time
 import types
+import weakref
 
 import numpy as np
 import pytest
 
 from bvit.benchmarks import growth, harness, imagenet_c, images, pipelines, torch_peers, training
-from bvit.benchmarks.harness import Case, Unavailable, format_rows, measure
+from bvit.benchmarks.harness import Case, Unavailable, format_rows, measure, measure_groups
 from bvit.data.decode import random_resized_crop
 
 
@@ -50,6 +51,29 @@ def test_functions_take_turns_and_shared_ones_run_once_a_round():
     table = format_rows(rows)
     assert re.search(r"\| image \| fast \| \d+\.\d\d", table)
     assert len(table.splitlines()) == 4
+
+
+def test_a_group_is_let_go_before_the_next_is_measured():
+    alive = weakref.WeakValueDictionary()
+    seen = []
+
+    class Network:
+        def __init__(self, name):
+            self.name = name
+            alive[name] = self
+
+        def __call__(self):
+            seen.append((self.name, set(alive)))
+            return 1.0
+
+    def cases():
+        for group in "abc":
+            yield Case("models", f"{group}1", Network(group), group=group)
+
+    rows = measure_groups(cases(), repeats=2)
+    assert [row["name"] for row in rows] == ["a1", "b1", "c1"]
+    # The next of a generator is made before the last is known to be complete.
+    assert seen == [("a", {"a", "b"})] * 3 + [("b", {"b", "c"})] * 3 + [("c", {"c"})] * 3
 
 
 def test_long_functions_need_no_warming(monkeypatch):

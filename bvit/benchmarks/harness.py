@@ -1,10 +1,11 @@
 """Timing functions and their peers in turns, and telling how far they are from what is possible."""
 
 import dataclasses
+import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -72,6 +73,14 @@ def compute_dtype() -> jnp.dtype:
 def waiting(function: Function) -> Function:
     """The same, done when its result is there."""
     return lambda: jax.block_until_ready(function())
+
+
+def measure_groups(cases: Iterable[Case], *, repeats: int) -> list[Row]:
+    """Rows of `measure`, group by group in the order they come; each is let go before the next."""
+    rows = []
+    for _, group in itertools.groupby(cases, key=lambda case: case.group):
+        rows += measure(list(group), repeats=repeats)
+    return rows
 
 
 def measure(cases: Sequence[Case], *, repeats: int) -> list[Row]:
