@@ -1,6 +1,7 @@
 """Which neighbouring tokens are so alike that one can stand for them, by Ward's method (1963)."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -57,11 +58,11 @@ def assign(
     n, patches, _ = features.shape
     blocks = _to_regions(jax.lax.stop_gradient(features).astype(jnp.float32), grid)
     exists = _to_regions(jnp.ones((1, patches, 1), bool), grid)[..., 0]
-    added, joined = _join(_distances(blocks, exists))
+    added, joined = _each_region(_join)(_distances(blocks, exists))
     # Joining adds ever more inside a region, so the least of all are each region's first ones.
     taken = pyramid.ranks(-added.reshape(n, -1)) < patches - count
     steps = taken.reshape(added.shape).sum(-1)
-    speaker = _speakers(joined, steps)
+    speaker = _each_region(_speakers)(joined, steps)
     speaks = exists & (speaker == jnp.arange(speaker.shape[-1]))
     number = jnp.cumsum(speaks.reshape(n, -1), axis=-1).reshape(speaks.shape) - 1
     return _from_regions(jnp.take_along_axis(number, speaker, axis=-1), grid)
@@ -104,6 +105,11 @@ def check_count(grid: tuple[int, int], count: int) -> None:
         )
 
 
+def _each_region(function: Callable) -> Callable:
+    """Maps over images and regions."""
+    return jax.vmap(jax.vmap(function))
+
+
 def _to_regions(x: Shaped[Array, "n t d"], grid: tuple[int, int]) -> Shaped[Array, "n r p d"]:
     """Sorts patches by region; places beyond the grid's edges are filled with zeros."""
     n, _, d = x.shape
@@ -133,53 +139,46 @@ def _distances(
     return jnp.where(two, halves, jnp.inf)
 
 
-_Joined = tuple[Int[Array, "steps n r"], Int[Array, "steps n r"]]
+_Joined = tuple[Int[Array, " steps"], Int[Array, " steps"]]
 
 
-def _join(distance: Float[Array, "n r p p"]) -> tuple[Float[Array, "n r steps"], _Joined]:
-    """Joins two clusters of every region at a time until one is left in each, in p - 1 steps.
+def _join(distance: Float[Array, "p p"]) -> tuple[Float[Array, " steps"], _Joined]:
+    """Joins two clusters of one region at a time until one is left, in p - 1 steps.
 
     Returns:
       What each step added, and which two it joined, by the places that spoke for them: the first
       of them speaks for both from then on.
     """
-    n, regions, places, _ = distance.shape
-    place = jnp.arange(places)
-    # Taking and setting rows of single matrices is 10 times as fast here as masking all of them.
-    all_ = jnp.arange(n * regions)
+    place = jnp.arange(len(distance))
 
     def first(values: Array, wanted: Array) -> Array:
-        return jnp.min(jnp.where(values == wanted[:, None], place, places - 1), axis=-1)
+        return jnp.min(jnp.where(values == wanted, place, len(place) - 1))
 
     def step(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
         distance, size = carry
         nearest = distance.min(-1)
-        least = nearest.min(-1)
+        least = nearest.min()
         a = first(nearest, least)
-        b = first(distance[all_, a], least)
-        size_a, size_b = size[all_, a][:, None], size[all_, b][:, None]
-        row = (size_a + size) * distance[all_, a] + (size_b + size) * distance[all_, b]
-        row -= size * jnp.where(jnp.isfinite(least), least, 0)[:, None]
-        row = jnp.where(place == b[:, None], jnp.inf, row / (size_a + size_b + size))
-        distance = distance.at[all_, a].set(row).at[all_, :, a].set(row)
-        distance = distance.at[all_, b].set(jnp.inf).at[all_, :, b].set(jnp.inf)
-        return (distance, size.at[all_, a].add(size_b[:, 0])), (least, a, b)
+        b = first(distance[a], least)
+        row = (size[a] + size) * distance[a] + (size[b] + size) * distance[b]
+        row = (row - size * jnp.where(jnp.isfinite(least), least, 0)) / (size[a] + size[b] + size)
+        row = row.at[b].set(jnp.inf)
+        distance = distance.at[a].set(row).at[:, a].set(row)
+        distance = distance.at[b].set(jnp.inf).at[:, b].set(jnp.inf)
+        return (distance, size.at[a].add(size[b])), (least, a, b)
 
-    start = distance.reshape(-1, places, places), jnp.ones((n * regions, places))
-    _, found = jax.lax.scan(step, start, length=places - 1)
-    added, a, b = (x.reshape(-1, n, regions) for x in found)
-    return jnp.moveaxis(added, 0, -1), (a, b)
+    start = distance, jnp.ones(len(place))
+    _, (added, a, b) = jax.lax.scan(step, start, length=len(place) - 1)
+    return added, (a, b)
 
 
-def _speakers(joined: _Joined, steps: Int[Array, "n r"]) -> Int[Array, "n r p"]:
-    """For each patch, the place that speaks for its cluster after so many steps in each region."""
+def _speakers(joined: _Joined, steps: Int[Array, ""]) -> Int[Array, " p"]:
+    """For each patch of a region, the place that speaks for its cluster after so many steps."""
     count = len(joined[0])
 
     def step(speaker: Array, taken: tuple[Array, ...]) -> tuple[Array, None]:
         i, a, b = taken
-        gives_way = (speaker == b[..., None]) & (i < steps)[..., None]
-        return jnp.where(gives_way, a[..., None], speaker), None
+        return jnp.where((speaker == b) & (i < steps), a, speaker), None
 
-    start = jnp.broadcast_to(jnp.arange(count + 1), (*steps.shape, count + 1))
-    speaker, _ = jax.lax.scan(step, start, (jnp.arange(count), *joined))
+    speaker, _ = jax.lax.scan(step, jnp.arange(count + 1), (jnp.arange(count), *joined))
     return speaker

@@ -1,9 +1,12 @@
 """Joining tokens, against SciPy's Ward linkage and inside the ViT."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scipy.cluster.hierarchy import linkage
 
 from bvit.models import clusters, tokens
@@ -87,6 +90,17 @@ def test_each_image_is_joined_by_itself():
     np.testing.assert_array_equal(alone, together)
     mapped = jax.vmap(lambda one: clusters.assign(one[None], grid=(8, 8), count=30)[0])(x)
     np.testing.assert_array_equal(mapped, together)
+
+
+def test_devices_that_share_a_batch_send_each_other_nothing():
+    x = features((5, 4), n=8)
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    shards = NamedSharding(mesh, PartitionSpec("data"))
+    compiled = assign.lower(jax.device_put(x, shards), grid=(5, 4), count=7).compile()
+    assert not re.search("all-gather|all-reduce|all-to-all|collective", compiled.as_text())
+    got = compiled(jax.device_put(x, shards))
+    assert got.sharding == shards
+    np.testing.assert_array_equal(got, assign(x, grid=(5, 4), count=7))
 
 
 def test_merged_tokens_are_means_by_size():
