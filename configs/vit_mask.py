@@ -7,8 +7,9 @@
 `folder` takes class folders of pictures (DIR/train/CLASS/*, DIR/val/CLASS/*). Measured on 2 CPU
 cores, seed 0, top-1 in % on sharp / blurred / region-blurred pictures; intervals are in README.md:
 
-    photos, 2.5 minutes
+    photos, 3 minutes
         keep 64.7 / 59.3 / 60.2, zero 45.4 / 11.6 / 14.3, merge:31 64.6 / 63.9 / 63.9
+        cluster:32 61.8 / 57.9 / 57.5 (not trained for)
     folder (imagenette), 144 patches, three seeds: commands and table in README.md
     folder (imagenette, --config.model.merge_detail=True --config.tokens.score=laplacian), 35
     minutes of CPU time
