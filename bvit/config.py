@@ -89,8 +89,8 @@ def default_config() -> ConfigDict:
 
     c.eval = ConfigDict()
     c.eval.conditions = "sharp,blur,region"  # what is done to the test pictures
-    # What the model does with blurry patches: as tokens.policy,
-    # and merge:auto (each picture gets the smallest of a few budgets that its blur allows).
+    # What the model does with blurry patches: as tokens.policy, and merge:auto (each picture gets
+    # the smallest of a few budgets that its blur allows).
     c.eval.policies = "keep,zero"
     c.eval.batch_size = 64
     c.eval.every_steps = 0  # evaluate while training, on the curves; 0 = only at the end

@@ -55,7 +55,10 @@ class Run:
         return lineage.Start(
             self.settings["init_from"],
             self.settings["seed"],
-            tuple((_as_text(t), one["seed"]) for t, one in zip(told, ancestors, strict=True)),
+            tuple(
+                (json.dumps(t, sort_keys=True), one["seed"])
+                for t, one in zip(told, ancestors, strict=True)
+            ),
         )
 
     @property
@@ -110,10 +113,6 @@ def _complete(config: dict[str, Any]) -> dict[str, Any]:
     now = config_lib.flatten(config_lib.to_dict(config_lib.default_config()))
     known = {key: value for key, value in now.items() if not key.startswith("model.")}
     return known | config_lib.flatten(config)
-
-
-def _as_text(settings: dict[str, Any]) -> str:
-    return json.dumps(settings, sort_keys=True)
 
 
 def _mean_row(rows: Sequence[Row]) -> Row:

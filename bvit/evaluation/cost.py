@@ -24,21 +24,17 @@ def num_tokens(model: nn.Module, policy: Policy, image_size: int) -> float:
     """
     _, plan = _prepared(policy, image_size)
     total = (image_size // policy.patch_size) ** 2
-    if plan is not None:
-        early = getattr(model, "plan_after", 0)
-        if not early:
-            return plan.num_tokens
-        return (early * total + (model.depth - early) * plan.num_tokens) / model.depth
-    if policy.name == "cluster":
-        model = for_policy(model, policy)
-        early = model.plan_after
-        return (early * total + (model.depth - early) * model.cluster_to) / model.depth
-    if policy.name != "tome":
+    model = for_policy(model, policy)
+    if policy.name == "tome":
+        left = [total]
+        while len(left) < model.depth:
+            left.append(left[-1] - min(policy.budget, left[-1] // 2))
+        return float(np.mean(left))
+    if plan is None and policy.name != "cluster":
         return total
-    left = [total]
-    while len(left) < model.depth:
-        left.append(left[-1] - min(policy.budget, left[-1] // 2))
-    return float(np.mean(left))
+    fewer = policy.budget if plan is None else plan.num_tokens
+    early = model.plan_after
+    return (early * total + (model.depth - early) * fewer) / model.depth if early else fewer
 
 
 def gflops(model: nn.Module, variables: PyTree, policy: Policy, image_size: int) -> float:

@@ -19,7 +19,7 @@ from bvit.image.conditions import indexed_keys
 from bvit.image.pixels import normalize, to_float
 from bvit.image.scores import own_threshold
 from bvit.image.sigma import estimate_sigma
-from bvit.models.inputs import BETWEEN_LAYERS, Policy, for_policy, shown_levels
+from bvit.models.inputs import SHOW_EVERYTHING, Policy, for_policy, shown_levels
 from bvit.runs import TrainedRun
 from bvit.training.sharding import make_mesh
 
@@ -118,26 +118,15 @@ class Predictor:
         index = np.arange(first, first + len(pixels), dtype=np.int32)
         image = np.asarray(to_float(pixels))
         if self._policy.name == "cluster":
-            drawn = map(draw_clusters, image, self._in_batches(self._clusters, image, index))
-        else:
-            drawn = map(draw_levels, image, self._levels(image, index))
-        return list(drawn)
+            return list(map(draw_clusters, image, self._in_batches(self._cluster, image, index)))
+        shown = self._blurry if self._policy.name in SHOW_EVERYTHING else self._policy
+        levels = functools.partial(_levels, seed=self._run.config.seed, policy=shown)
+        return list(map(draw_levels, image, self._in_batches(levels, image, index)))
 
-    def _clusters(self, image: Array, index: Array) -> Int[Array, "n hp wp"]:
+    def _cluster(self, image: Array, index: Array) -> Int[Array, "n hp wp"]:
         del index
-        return _clusters(
-            self._run.variables,
-            image,
-            model=for_policy(self._run.model, self._policy),
-            mean=self._mean,
-            std=self._std,
-        )
-
-    def _levels(self, image: np.ndarray, index: np.ndarray) -> Int[np.ndarray, "n hp wp"]:
-        hides = self._policy.name not in ("keep", *BETWEEN_LAYERS)
-        shown = self._policy if hides else self._blurry
-        function = functools.partial(_levels, seed=self._run.config.seed, policy=shown)
-        return self._in_batches(function, image, index)
+        model = for_policy(self._run.model, self._policy)
+        return _clusters(self._run.variables, image, model=model, mean=self._mean, std=self._std)
 
     def seconds_with_every_token(self, pixels: UInt8[np.ndarray, "n s s 3"], count: int) -> float:
         """How long `count` pictures would take without a policy: measured on one batch of these."""

@@ -17,21 +17,17 @@ from bvit.models.adaptive import smallest_budget
 
 # Policies that compute every token unless they are given a budget.
 UNBUDGETED = ("keep", "zero")
-# Policies that are no plan: one changes pixels, the others merge tokens inside the encoder.
-ON_PIXELS, BETWEEN_LAYERS = ("zero",), ("tome", "cluster")
+# A policy that is no plan, but changes pixels.
+ON_PIXELS = ("zero",)
+# Policies that give the encoder every patch as it is: there is nothing to draw over the pixels.
+SHOW_EVERYTHING = ("keep", *tokens.BETWEEN_LAYERS)
 # Policies that take no notice of how sharp a patch is.
-UNSCORED = ("keep", "random", *BETWEEN_LAYERS)
+UNSCORED = ("random", *SHOW_EVERYTHING)
 # Policies whose budget can follow from the picture, and the shares of all patches that one may then
 # cost: few, for each is compiled.
 ADAPTIVE = ("drop", "pool", *tokens.MERGE_LEVELS)
 ADAPTIVE_SHARES = (0.25, 0.5, 0.75, 1.0)
 ZERO_AT = ("pixels", "normalized")
-
-
-_BUDGET_NEEDED = {
-    "tome": "tome needs the number of tokens merged in each block, as tome:8.",
-    "cluster": "cluster needs the number of tokens that are left, as cluster:98 or cluster:0.5.",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +58,17 @@ class Policy:
     budgets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        known = (*ON_PIXELS, *BETWEEN_LAYERS, *tokens.POLICIES)
+        known = (*ON_PIXELS, *tokens.BETWEEN_LAYERS, *tokens.POLICIES)
         if self.name not in known:
             near = difflib.get_close_matches(self.name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
             raise ValueError(f"policy must be one of {', '.join(known)}: got {self.name!r}{hint}")
         check_name("score", self.score, SCORES)
-        if self.name in BETWEEN_LAYERS and self.budget is None:
-            raise ValueError(_BUDGET_NEEDED[self.name])
+        if self.name in tokens.BETWEEN_LAYERS and self.budget is None:
+            raise ValueError(
+                f"{self.name} needs a budget: tome the tokens that each block merges, as tome:8, "
+                "cluster those that are left, as cluster:98 or cluster:0.5."
+            )
         if self.name in UNSCORED and self.threshold is not None:
             raise ValueError(
                 f"policy {self.name!r} ranks no patches, so it has no threshold: leave it out, or "
@@ -306,7 +305,7 @@ def used_tokens(image: Float[Array, "n h w 3"], policy: Policy) -> Int[Array, " 
 
 
 def _plan(image: Array, policy: Policy, keys: Array | None) -> tokens.TokenPlan | None:
-    if policy.name in ("keep", *BETWEEN_LAYERS):
+    if policy.name in SHOW_EVERYTHING:
         return None
     return tokens.plan(
         image,

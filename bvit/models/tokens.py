@@ -28,6 +28,8 @@ from bvit.models import clusters, pyramid
 MERGE_LEVELS = {"merge": 1, "merge2": 2}
 
 POLICIES = ("keep", "drop", "pool", "random", *MERGE_LEVELS)
+# Policies that merge tokens inside the encoder, and the fields of a ViT that make it do so.
+BETWEEN_LAYERS = {"tome": "tome_r=…", "cluster": "cluster_to=…, plan_after=1"}
 
 # How the scores of a block's four patches become the block's.
 BLOCK_SCORES: dict[str, Callable[..., Array]] = {"mean": jnp.mean, "max": jnp.max}
@@ -279,15 +281,10 @@ def _check_policy(policy, budget, threshold, key):
             "policy 'zero' changes pixels and computes every token, so it needs no plan: use "
             "bvit.mask_patches(image, bvit.patch_mask(image, patch_size=…), patch_size=…)."
         )
-    if policy == "tome":
+    if policy in BETWEEN_LAYERS:
         raise ValueError(
-            "policy 'tome' merges tokens between the layers, so it needs no plan: create the ViT "
-            "with tome_r=… instead."
-        )
-    if policy == "cluster":
-        raise ValueError(
-            "policy 'cluster' joins tokens between the layers, so it needs no plan: create the ViT "
-            "with cluster_to=…, plan_after=1 instead."
+            f"policy {policy!r} merges tokens between the layers, so it needs no plan: create the "
+            f"ViT with {BETWEEN_LAYERS[policy]} instead."
         )
     check_name("policy", policy, POLICIES)
     bounded = budget is not None or threshold is not None

@@ -19,14 +19,13 @@ from bvit.evaluation import (
     report,
 )
 from bvit.evaluation.evaluator import Evaluator
-from bvit.models.inputs import shown_levels
+from bvit.models.inputs import SHOW_EVERYTHING, shown_levels
 from bvit.training import answers, setup, sharding
 from bvit.training.metrics import MetricsWriter, read_metrics
 from bvit.training.rundir import RunDirectory, write_json
 from bvit.training.state import TrainState
 
 SAMPLES = 6  # test pictures that are shown with what the policies do to them
-SHOW_EVERYTHING = ("keep", "tome")  # policies of which there is nothing to draw
 
 
 def show_samples(experiment: setup.Experiment, writer: MetricsWriter, folder: Path) -> None:
