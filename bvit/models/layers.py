@@ -6,8 +6,6 @@ flattened channels first, so that published weights load without being permuted.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from bvit.image import pixels
+from bvit.models import convolution
 
 # PyTorch's momentum of 0.1 is the weight of the new batch, Flax's that of the old average. (PyTorch
 # averages the unbiased variance, Flax the biased one: by n / (n - 1) of the pixels in a batch.)
@@ -64,48 +63,8 @@ def conv(
         kernel_init=kernel_init,
         dtype=dtype,
         name=name,
-        conv_general_dilated=_convolve,
+        conv_general_dilated=convolution.convolve,
     )
-
-
-def _convolve(
-    x: Float[Array, "n h w c"],
-    kernel: Float[Array, "k k c d"],
-    strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    *,
-    rhs_dilation: Sequence[int],
-    **options: Any,
-) -> Float[Array, "n h2 w2 d"]:
-    """lax.conv_general_dilated, or one matrix product where that is faster on CPUs.
-
-    - Of 1x1 kernels XLA is slow at the gradient (17 to 40 GFLOP/s a core, its products reach 150):
-      forward and backward of a ResNet-50 take 1.3 times as long with it.
-    - Where the map is smaller than the kernel, XLA lets the two change places, and has no fast code
-      for what comes of it: forward and backward each took 1.6 s, for 64 maps of 2x2x512 on 2 cores,
-      where the product takes 10 ms.
-
-    Elsewhere the product is slower, 3 to 10 times for 3x3 kernels on maps of 16x16.
-    """
-    size = kernel.shape[0]
-    length = (size - 1) * np.array(rhs_dilation) + 1
-    result = (np.array(x.shape[1:3]) + np.sum(padding, axis=1) - length) // strides + 1
-    if size > 1 and result.prod() >= size * size:
-        return lax.conv_general_dilated(
-            x, kernel, strides, padding, rhs_dilation=rhs_dilation, **options
-        )
-    x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
-    (down, across), (rows, columns) = rhs_dilation, (result - 1) * strides + 1
-    shifted = [
-        x[:, i : i + rows : strides[0], j : j + columns : strides[1]]
-        for i in range(0, length[0], down)
-        for j in range(0, length[1], across)
-    ]
-    patches = jnp.concatenate(shifted, axis=-1)
-    # All places in one axis: over several, the kernel's gradient takes up to 4 times as long.
-    rows = patches.reshape(-1, patches.shape[-1])
-    product = jnp.dot(rows, kernel.reshape(-1, kernel.shape[-1]), precision=options["precision"])
-    return product.reshape(*patches.shape[:-1], -1)
 
 
 def batch_norm(

@@ -100,30 +100,3 @@ def test_linear_starts_as_pytorchs():
 def test_what_is_no_batch_of_images_is_refused(images, complaint):
     with pytest.raises(ValueError, match=complaint):
         layers.check_images(images)
-
-
-@pytest.mark.parametrize("stride, dilation", [(1, 1), (2, 1), (1, 2)])
-@pytest.mark.parametrize("kernel, size", [(3, (1, 1)), (3, (3, 2)), (3, (4, 3)), (1, (5, 4))])
-def test_matrix_products_that_stand_for_convolutions_are_the_same(kernel, size, stride, dilation):
-    options = {"stride": stride, "dilation": dilation, "dtype": jnp.float32}
-    conv = layers.conv(5, kernel, **options, name="conv")
-    plain = conv.clone(conv_general_dilated=None)
-    x = jnp.asarray(_map(2, *size, 3))
-    variables = plain.init(jax.random.key(0), x)
-
-    def loss(conv, variables, x):
-        return jnp.sum(jnp.sin(conv.apply(variables, x)))
-
-    wanted = jax.value_and_grad(loss, argnums=(1, 2))(plain, variables, x)
-    found = jax.value_and_grad(loss, argnums=(1, 2))(conv, variables, x)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, wanted)
-
-
-def test_convolutions_are_left_where_they_are_fast():
-    for kernel, side, convolved in ((3, 2, False), (3, 3, True), (1, 9, False)):
-        conv = layers.conv(5, kernel, dtype=jnp.bfloat16, name="conv")
-        x = jnp.zeros((1, side, side, 3), jnp.bfloat16)
-        variables = conv.init(jax.random.key(0), x)
-        assert conv.apply(variables, x).dtype == jnp.bfloat16
-        program = str(jax.make_jaxpr(conv.apply)(variables, x))
-        assert ("conv_general_dilated" in program) == convolved

@@ -1,0 +1,152 @@
+"""Matrix products that stand for convolutions, against XLA's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bvit.models import convolution, layers
+
+# The smallest that is convolved in pieces.
+WIDE = convolution.LEAST_CHANNELS
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
+def _map(*shape):
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+
+
+def _value_and_gradients(conv, variables, x):
+    def loss(variables, x):
+        return jnp.sum(jnp.sin(conv.apply(variables, x)))
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(variables, x)
+
+
+def _agrees(conv, x):
+    plain = conv.clone(conv_general_dilated=None)
+    variables = plain.init(jax.random.key(0), x)
+    found, wanted = (_value_and_gradients(c, variables, x) for c in (conv, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-4), found, wanted)
+
+
+def _program(conv, x):
+    variables = jax.eval_shape(conv.init, jax.random.key(0), x)
+    return jax.jit(conv.apply).lower(variables, x).as_text()
+
+
+def _conv(features, kernel, dtype=jnp.float32, **options):
+    return layers.conv(features, kernel, dtype=dtype, name="conv", **options)
+
+
+@pytest.mark.parametrize("stride, dilation", [(1, 1), (2, 1), (1, 2)])
+@pytest.mark.parametrize("kernel, size", [(3, (1, 1)), (3, (3, 2)), (3, (4, 3)), (1, (5, 4))])
+def test_small_maps_and_kernels(kernel, size, stride, dilation):
+    for channels, features in ((3, 5), (5, 2)):
+        _agrees(_conv(features, kernel, stride=stride, dilation=dilation), _map(2, *size, channels))
+
+
+@pytest.mark.parametrize("values", [1, 2**18, 2**30])
+@pytest.mark.parametrize(
+    "kernel, size, options",
+    [
+        (3, (8, 8), {}),
+        (3, (9, 12), {}),  # a row of tiles hangs over the edge
+        (3, (10, 11), {"padding": 0}),
+        (3, (8, 9), {"padding": ((2, 0), (0, 1))}),
+        (3, (7, 8), {}),  # too small for Winograd's
+        (3, (9, 8), {"stride": 2}),
+        (3, (9, 10), {"dilation": 2}),
+        (5, (6, 7), {}),
+    ],
+)
+def test_a_batch_in_pieces(one_device, monkeypatch, kernel, size, options, values):
+    monkeypatch.setattr(convolution, "VALUES_AT_ONCE", values)
+    options = dict(options)
+    padding = options.pop("padding", None)
+    conv = _conv(WIDE, kernel, **options)
+    if padding is not None:
+        conv = conv.clone(padding=padding)
+    _agrees(conv, _map(6, *size, WIDE))
+
+
+def test_pieces_divide_the_batch(one_device, monkeypatch):
+    monkeypatch.setattr(convolution, "VALUES_AT_ONCE", 10)
+    sizes = []
+
+    def double(x):
+        sizes.append(len(x))
+        return 2 * x
+
+    for count, wanted in ((6, 2), (7, 1), (2, 2)):  # each image has 4 values: at most 2 at a time
+        x = _map(count, 2, 2, 1)
+        np.testing.assert_array_equal(convolution._by_pieces(double, x, 4), 2 * x)
+        assert sizes.pop() == wanted
+
+
+def test_derivatives_of_every_kind(one_device, monkeypatch):
+    monkeypatch.setattr(convolution, "VALUES_AT_ONCE", 1)
+    x = _map(2, 8, 8, WIDE)
+    conv = _conv(WIDE, 3)
+    plain = conv.clone(conv_general_dilated=None)
+    variables = plain.init(jax.random.key(0), x)
+
+    def forwards(conv):
+        return jax.jvp(lambda x: conv.apply(variables, x), (x,), (jnp.cos(x),))[1]
+
+    def twice(conv):  # forwards over backwards
+        gradient = jax.grad(lambda v: jnp.sum(jnp.sin(conv.apply(v, x))))
+        return jax.jvp(gradient, (variables,), (variables,))[1]
+
+    for derivative in (forwards, twice):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3),
+            jax.jit(derivative, static_argnums=0)(conv),
+            jax.jit(derivative, static_argnums=0)(plain),
+        )
+
+
+def test_winograd_multiplies_less(one_device):
+    x = jax.ShapeDtypeStruct((2, 16, 16, WIDE), jnp.float32)
+
+    def operations(conv):
+        variables = jax.eval_shape(conv.init, jax.random.key(0), x)
+        return jax.jit(conv.apply).lower(variables, x).cost_analysis()["flops"]
+
+    conv = _conv(WIDE, 3)
+    assert operations(conv) < 0.6 * operations(conv.clone(conv_general_dilated=None))
+
+
+@pytest.mark.parametrize(
+    "what, shape, options",
+    [
+        ("few channels", (2, 16, 16, WIDE - 1), {}),
+        ("one image, whose operations are counted", (1, 16, 16, WIDE), {}),
+        ("bfloat16", (2, 16, 16, WIDE), {"dtype": jnp.bfloat16}),
+    ],
+)
+def test_what_is_left_to_xla(one_device, what, shape, options):
+    x = jnp.zeros(shape, options.get("dtype", jnp.float32))
+    assert "stablehlo.convolution" in _program(_conv(WIDE, 3, **options), x), what
+
+
+def test_a_batch_on_several_devices_stays_whole():
+    x = jnp.zeros((2, 16, 16, WIDE))
+    assert jax.device_count() > 1
+    assert "stablehlo.convolution" in _program(_conv(WIDE, 3), x)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_accelerators_convolve(one_device, platform):
+    x = jnp.zeros((2, 16, 16, WIDE))
+    for kernel in (1, 3):
+        conv = _conv(WIDE, kernel)
+        variables = jax.eval_shape(conv.init, jax.random.key(0), x)
+        traced = jax.jit(conv.apply).trace(variables, x)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert "stablehlo.convolution" in text and "dot_general" not in text
+    assert "dot_general" in _program(_conv(WIDE, 3), x)
