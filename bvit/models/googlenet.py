@@ -75,7 +75,7 @@ class ConvNormRelu(nn.Module):
             dtype=self.dtype,
             name="conv",
         )(x)
-        norm = layers.batch_norm(
+        norm = layers.BatchNorm(
             train=train, epsilon=BATCH_NORM_EPSILON, dtype=self.dtype, name="bn"
         )
         return nn.relu(norm(x))

@@ -67,26 +67,47 @@ def conv(
     )
 
 
-def batch_norm(
-    *,
-    train: bool,
-    epsilon: float = BATCH_NORM_EPSILON,
-    scale_init: Initializer = nn.initializers.ones,
-    dtype: Dtype,
-    name: str,
-) -> nn.BatchNorm:
-    """Batch norm: the batch's own statistics in training, their running averages otherwise.
+class BatchNorm(nn.Module):
+    """Batch norm over all axes but the last (Ioffe and Szegedy 2015), a channel at a time.
 
-    Statistics are float32 whatever `dtype`. Over a sharded batch under jit they are global.
+    Flax's layer, with its variables and averages, as one multiplication and one addition, the way
+    PyTorch computes it on CPUs: Flax subtracts the mean first and keeps the difference for the
+    gradient, which makes forward and backward of a ResNet-50 take 1.1 times as long there.
+
+    Attributes:
+      train: normalise by the batch's statistics and update their running averages if the collection
+        "batch_stats" is mutable; otherwise by those averages. Statistics are float32 whatever
+        `dtype`, and over a sharded batch under jit they are global.
+      epsilon: added to the variance.
+      scale_init: the initial scale.
+      dtype: of the result.
     """
-    return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=BATCH_NORM_MOMENTUM,
-        epsilon=epsilon,
-        scale_init=scale_init,
-        dtype=dtype,
-        name=name,
-    )
+
+    train: bool
+    epsilon: float = BATCH_NORM_EPSILON
+    scale_init: Initializer = nn.initializers.ones
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+        """Normalises each channel, then scales and shifts it."""
+        channels = x.shape[-1:]
+        average_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        average_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        scale = self.param("scale", self.scale_init, channels, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
+        x = x.astype(jnp.float32)
+        mean, var = average_mean.value, average_var.value
+        if self.train:
+            axes = range(x.ndim - 1)
+            mean = jnp.mean(x, axes)
+            # Rounding can make the difference of two nearly equal numbers negative.
+            var = jnp.maximum(0, jnp.mean(jnp.square(x), axes) - jnp.square(mean))
+            if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+                for average, new in ((average_mean, mean), (average_var, var)):
+                    average.value += (1 - BATCH_NORM_MOMENTUM) * (new - average.value)
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        return (x * factor + (bias - mean * factor)).astype(self.dtype)
 
 
 def linear(

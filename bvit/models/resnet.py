@@ -41,7 +41,7 @@ class BasicBlock(nn.Module):
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 c2"]:
         """Feature map to feature map; batch statistics are used and updated when `train`."""
         conv = partial(layers.conv, dtype=self.dtype)
-        norm = partial(layers.batch_norm, train=train, dtype=self.dtype)
+        norm = partial(layers.BatchNorm, train=train, dtype=self.dtype)
         y = conv(self.width, 3, stride=self.stride, dilation=self.dilation, name="conv1")(x)
         y = nn.relu(norm(name="bn1")(y))
         y = conv(self.width, 3, dilation=self.dilation, name="conv2")(y)
@@ -71,7 +71,7 @@ class Bottleneck(nn.Module):
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 c2"]:
         """Feature map to feature map; batch statistics are used and updated when `train`."""
         conv = partial(layers.conv, dtype=self.dtype)
-        norm = partial(layers.batch_norm, train=train, dtype=self.dtype)
+        norm = partial(layers.BatchNorm, train=train, dtype=self.dtype)
         y = nn.relu(norm(name="bn1")(conv(self.width, 1, name="conv1")(x)))
         y = conv(self.width, 3, stride=self.stride, dilation=self.dilation, name="conv2")(y)
         y = nn.relu(norm(name="bn2")(y))
@@ -166,5 +166,5 @@ class ResNet(nn.Module):
             dtype=self.dtype,
             name="conv1",
         )(images)
-        x = nn.relu(layers.batch_norm(train=train, dtype=self.dtype, name="bn1")(x))
+        x = nn.relu(layers.BatchNorm(train=train, dtype=self.dtype, name="bn1")(x))
         return x if small else layers.max_pool(x, 3, stride=2, padding=1)

@@ -82,9 +82,7 @@ class VGG(nn.Module):
                 )(x)
                 index += 1
                 if self.batch_norm:
-                    x = layers.batch_norm(train=train, dtype=self.dtype, name=f"features_{index}")(
-                        x
-                    )
+                    x = layers.BatchNorm(train=train, dtype=self.dtype, name=f"features_{index}")(x)
                     index += 1
                 x = nn.relu(x)
                 index += 1

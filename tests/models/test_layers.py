@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from bvit.models import layers
 
@@ -100,3 +101,58 @@ def test_linear_starts_as_pytorchs():
 def test_what_is_no_batch_of_images_is_refused(images, complaint):
     with pytest.raises(ValueError, match=complaint):
         layers.check_images(images)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norm_is_flaxs(train, dtype):
+    ours = layers.BatchNorm(train=train, epsilon=1e-3, dtype=dtype)
+    flaxs = nn.BatchNorm(
+        use_running_average=not train,
+        momentum=layers.BATCH_NORM_MOMENTUM,
+        epsilon=1e-3,
+        dtype=dtype,
+    )
+    x = jnp.asarray(3 + 2 * _map(4, 5, 6, 7), dtype)
+    channels = jnp.arange(7, dtype=jnp.float32)
+    variables = {
+        "params": {"scale": 1 + channels, "bias": 2 - channels},
+        "batch_stats": {"mean": channels / 3, "var": 2 + channels},
+    }
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        ours.init(jax.random.key(0), x),
+        flaxs.init(jax.random.key(0), x),
+    )
+
+    def loss(layer, params, x):
+        state = {**variables, "params": params}
+        y, updated = layer.apply(state, x, mutable=["batch_stats"])
+        assert y.dtype == dtype
+        return jnp.sum(jnp.sin(y.astype(jnp.float32))), updated
+
+    def results(layer):
+        return jax.value_and_grad(loss, argnums=(1, 2), has_aux=True)(layer, variables["params"], x)
+
+    rtol = 1e-4 if dtype == jnp.float32 else 5e-2
+
+    def agree(found, wanted):
+        np.testing.assert_allclose(found, wanted, rtol=rtol, atol=rtol * np.abs(wanted).max())
+
+    jax.tree.map(agree, results(ours), results(flaxs))
+
+
+def test_batch_norm_of_a_constant_channel_is_its_bias():
+    # By rounding, the mean of squares less the squared mean comes out below zero for some of them.
+    x = jnp.broadcast_to(jnp.linspace(100.1, 1000.3, 20), (4, 3, 3, 20))
+    assert np.any(jnp.mean(x * x, (0, 1, 2)) < jnp.mean(x, (0, 1, 2)) ** 2)
+    y = layers.BatchNorm(train=True).init_with_output(jax.random.key(0), x)[0]
+    np.testing.assert_allclose(y, 0, atol=0.5)
+
+
+def test_batch_norm_keeps_averages_that_are_not_to_change():
+    layer, x = layers.BatchNorm(train=True), jnp.asarray(_map(4, 3, 3, 2))
+    variables = layer.init(jax.random.key(0), x)
+    y, updated = layer.apply(variables, x, mutable=["batch_stats"])
+    np.testing.assert_array_equal(layer.apply(variables, x), y)
+    assert np.any(updated["batch_stats"]["mean"] != variables["batch_stats"]["mean"])
