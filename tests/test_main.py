@@ -311,7 +311,7 @@ def test_a_run_that_is_asked_to_stop_before_it_trains_just_does(start, tmp_path)
     job.wait_until(lambda: "devices" in job.printed()[0])
     job.kill(signal.SIGINT)
     code, _, err = job.wait()
-    assert code == 128 + signal.SIGINT
+    assert code == 128 + signal.SIGINT, err
     assert "run the same command to go on" in err and "Traceback" not in err
 
 

@@ -14,6 +14,9 @@ from bvit.training import sharding
 STEPS = 20
 MODELS = {"vit": VIT, "resnet": RESNET}
 RECIPES = {"vit": FULL, "resnet": PLAIN}
+# In about one training in five, one of a ResNet's five million ReLUs lies so near to zero that it is
+# open on one device and shut on eight; its gradient then differs, and soon the fourth digit.
+TOLERANCES = {"vit": 1e-5, "resnet": 3e-3}
 LAYOUTS = {
     "data8": {"data": 8},
     "data2_fsdp4": {"data": 2, "fsdp": 4},
@@ -36,9 +39,9 @@ def test_losses_are_the_same_on_one_device_and_on_eight(name, layout):
     _, one = run(MODELS[name], one_device(), steps=STEPS, recipe=RECIPES[name], rate=RATE)
     _, eight = run(MODELS[name], mesh(layout), steps=STEPS, recipe=RECIPES[name], rate=RATE)
     for metric in ("loss", "grad_norm"):
-        np.testing.assert_allclose(
-            [m[metric] for m in eight], [m[metric] for m in one], rtol=1e-5, err_msg=metric
-        )
+        found, wanted = ([m[metric] for m in run] for run in (eight, one))
+        np.testing.assert_allclose(found[:3], wanted[:3], rtol=1e-5, err_msg=metric)
+        np.testing.assert_allclose(found, wanted, rtol=TOLERANCES[name], err_msg=metric)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
