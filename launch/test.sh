@@ -3,4 +3,5 @@
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-exec python -m pytest "$@"
+# A file of tests stays in one process, so that what its tests share is made once.
+exec python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile "$@"
