@@ -22,6 +22,7 @@ def small(monkeypatch):
         (images, "FEW", 2),
         (images, "SIZE", 48),
         (pipelines, "FILES", 12),
+        (pipelines, "PICTURES", 8),
         (pipelines, "SIZE", 32),
         (pipelines, "SHAPES", ((75, 100),)),
     ):

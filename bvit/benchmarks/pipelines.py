@@ -17,7 +17,9 @@ from bvit.benchmarks import torch_peers
 from bvit.benchmarks.harness import Case, Function, Unavailable, cpu_cores
 from bvit.data.decode import ASPECT_RATIO, draw_box
 
-BATCH, SIZE, FILES = 32, 224, 256
+BATCH, SIZE = 32, 224
+# Files, and different pictures among them: grain takes long to shuffle a few hundred.
+FILES, PICTURES = 4096, 256
 # Batches that fill the queues before the clock starts, and those that are timed.
 WARM, TIMED = 4, 16
 SCALE = (0.08, 1.0)
@@ -52,7 +54,7 @@ def write_files(root: Path, shape: tuple[int, int]) -> None:
 
     photographs = [getattr(skimage.data, name)() for name in PHOTOGRAPHS]
     rng = np.random.default_rng(0)
-    for i in range(FILES):
+    for i in range(PICTURES):
         label = i % len(photographs)
         photograph = photographs[label]
         box = draw_box(*photograph.shape[:2], rng, scale=(0.5, 1.0), ratio=ASPECT_RATIO)
@@ -62,6 +64,8 @@ def write_files(root: Path, shape: tuple[int, int]) -> None:
         file = root / "train" / PHOTOGRAPHS[label] / f"{i}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(file, quality=QUALITY)
+        for copy in range(PICTURES + i, FILES, PICTURES):
+            file.with_name(f"{copy}.jpg").hardlink_to(file)
         if not (root / "val" / PHOTOGRAPHS[label]).exists():
             (root / "val" / PHOTOGRAPHS[label]).mkdir(parents=True)
             Image.fromarray(pixels).save(root / "val" / PHOTOGRAPHS[label] / "0.jpg")
@@ -130,9 +134,11 @@ def _torch_seconds(root: Path) -> Function:
 
     # JAX has threads, which a plain fork of this process would lose hold of.
     loader = torch.utils.data.DataLoader(
-        torch.utils.data.ConcatDataset([pictures] * -(-(WARM + TIMED) * BATCH // FILES)),
+        pictures,
         batch_size=BATCH,
-        shuffle=True,
+        sampler=torch.utils.data.RandomSampler(
+            pictures, replacement=True, num_samples=(WARM + TIMED) * BATCH
+        ),
         num_workers=cpu_cores(),
         multiprocessing_context="forkserver",
         persistent_workers=True,

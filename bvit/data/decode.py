@@ -4,6 +4,7 @@ All of it runs on the host and is a pure function of its arguments. Blur and eve
 the pixels comes later, on the device.
 """
 
+import functools
 import io
 import math
 
@@ -24,16 +25,18 @@ EXIF_ORIENTATION = 0x0112
 FIRST_TRANSPOSED_ORIENTATION = 5
 # A JPEG decoder can leave out the finest frequencies: the picture comes out smaller, and sooner.
 REDUCED_FLAGS = {
-    1: cv2.IMREAD_COLOR,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
+    1: cv2.IMREAD_COLOR_RGB,
+    2: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_COLOR_8,
 }
-# It also comes out softer. Measured on 34 ImageNet photographs against decoding in full, the median
-# variance of the Laplacian of the result is 64 % where the reduced picture is barely large enough,
-# 87 % where it is at least twice as large as needed (and 1.7 levels off on average), 95 % at three
+# It also comes out otherwise. Measured on 34 ImageNet photographs against decoding in full, the
+# median variance of the Laplacian of the result is 177 % where the reduced picture is barely large
+# enough, 88 % where it is twice as large as needed (and 1.2 levels off on average), 101 % at three
 # times. This project tells sharp from blurry by that variance.
 REDUCED_MARGIN = 2.0
+# A larger factor by which a picture shrinks is made up of a whole one and one up to this.
+MAX_TRIANGLE = 3
 # Modes that Pillow's convert("RGB") takes to 0–255 without clipping; wider ones it would clip.
 PILLOW_8_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 
@@ -73,7 +76,7 @@ def decode(data: bytes, *, reduction: int = 1) -> Pixels:
         pixels = None
     if pixels is None:
         return _decode_with_pillow(data, reduction)
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return pixels
 
 
 def random_resized_crop(
@@ -186,10 +189,12 @@ def draw_box(
 
 
 def resize(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Resizes with antialiasing: area means along a side that shrinks, linear along one that grows.
+    """Resizes as Pillow's bilinear filter does: with antialiasing along each side that shrinks.
 
-    Growing agrees with Pillow's bilinear filter. Shrinking averages just the pixels that a pixel
-    of the result covers, where Pillow's bilinear filter takes a triangle of twice that width.
+    That filter weighs pixels by a triangle as wide as two pixels of the result. Here the picture is
+    convolved with such a triangle and then interpolated linearly: the same for whole factors, close
+    to it between (0.8 levels off at most, the median of the mean over 34 ImageNet photographs, and
+    the variance of the Laplacian within 5 %), and three times as fast.
 
     Args:
       pixels: uint8 [h, w, 3].
@@ -199,13 +204,34 @@ def resize(pixels: Pixels, height: int, width: int) -> Pixels:
     Returns:
       uint8 [height, width, 3].
     """
-    # In two steps, because INTER_AREA no longer averages once either of the sides grows.
-    shrunk = min(height, pixels.shape[0]), min(width, pixels.shape[1])
-    if shrunk != pixels.shape[:2]:
-        pixels = cv2.resize(pixels, shrunk[::-1], interpolation=cv2.INTER_AREA)
-    if shrunk != (height, width):
-        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
-    return pixels
+    # Triangles for large factors would take long: of those, a whole factor is left to plain means.
+    rows, columns = (
+        -(-old // max(1, int(old / new / MAX_TRIANGLE)))
+        for old, new in ((pixels.shape[0], height), (pixels.shape[1], width))
+    )
+    if (rows, columns) != pixels.shape[:2]:
+        pixels = cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA)
+    down, across = _triangle(rows / height), _triangle(columns / width)
+    if len(down) > 1 or len(across) > 1:
+        pixels = cv2.sepFilter2D(pixels, -1, across, down, borderType=cv2.BORDER_REPLICATE)
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+@functools.lru_cache(4096)
+def _triangle(factor: float) -> np.ndarray:
+    """What is left of Pillow's triangle for that factor when linear interpolation comes after it.
+
+    For a whole factor n that is max(0, n - |x|) / n² at the pixels x: between these the triangle is
+    linear. Other factors take a mixture of the two next to them, in proportion.
+    """
+    n = max(1, math.floor(factor))
+    share = max(0.0, factor - n)
+    distance = np.abs(np.arange(-n, n + 1)) if share else np.abs(np.arange(1 - n, n))
+    low, high = (np.maximum(0, m - distance) / m**2 for m in (n, n + 1))
+    weights = np.rint((low + share * (high - low)) * 256)
+    # OpenCV rounds weights to 1/256 each; their sum must be one, or the result is brighter.
+    weights[len(weights) // 2] += 256 - weights.sum()
+    return weights / 256
 
 
 class _Picture:

@@ -14,8 +14,8 @@ from bvit.training import sharding
 STEPS = 20
 MODELS = {"vit": VIT, "resnet": RESNET}
 RECIPES = {"vit": FULL, "resnet": PLAIN}
-# In about one training in five, one of a ResNet's five million ReLUs lies so near to zero that it is
-# open on one device and shut on eight; its gradient then differs, and soon the fourth digit.
+# In about one training in five, one of a ResNet's five million ReLUs lies so near to zero that it
+# is open on one device and shut on eight; its gradient then differs, and soon the fourth digit.
 TOLERANCES = {"vit": 1e-5, "resnet": 3e-3}
 LAYOUTS = {
     "data8": {"data": 8},
