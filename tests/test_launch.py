@@ -45,6 +45,29 @@ def test_no_script_sets_a_hyperparameter():
         assert "--config." not in "\n".join(code), script
 
 
+@pytest.mark.parametrize("relative", [False, True])
+def test_the_environment_may_lie_anywhere(tmp_path, relative):
+    interpreter = tmp_path / "python"
+    interpreter.write_text("""#!/bin/sh
+if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; fi
+""")
+    interpreter.chmod(0o755)
+    venv = tmp_path / "environment"
+    done = subprocess.run(
+        ["bash", "-c", "source launch/environment.sh && command -v python"],
+        cwd=ROOT,
+        env=os.environ
+        | {
+            "BVIT_PYTHON": str(interpreter),
+            "BVIT_VENV": os.path.relpath(venv, ROOT) if relative else str(venv),
+        },
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.stdout.splitlines()[-1] == str(venv / "bin" / "python"), done.stderr
+
+
 def test_local_starts_a_process_for_each_id():
     code, out, _ = bash("local.sh", "--dry-run", "2", "4", "--", *ARGUMENTS)
     assert code == 0
