@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from types import FrameType
+from types import FrameType, TracebackType
 
 from bvit.stopping import EXIT_OFFSET
 
@@ -38,6 +38,7 @@ class SignalWatch:
     def __init__(self) -> None:
         """Nothing has been received yet."""
         self.received = 0
+        self._raised = False
         self._held = False
         self._previous: dict[int, object] = {}
         self._hook = sys.unraisablehook
@@ -50,11 +51,22 @@ class SignalWatch:
         self._hook, sys.unraisablehook = sys.unraisablehook, self._swallowed
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        """Gives the signals back to whoever had them."""
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Gives the signals back to whoever had them.
+
+        Raises:
+          Interrupted: in place of what code on the way, compiled or cleaning up, made of it.
+        """
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         sys.unraisablehook = self._hook
+        if self._raised and isinstance(error, Exception):
+            raise Interrupted(self.received) from error
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -80,6 +92,7 @@ class SignalWatch:
 
     def _raise_noted(self) -> None:
         if self.received:
+            self._raised = True
             raise Interrupted(self.received)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
@@ -90,7 +103,7 @@ class SignalWatch:
             return  # a launcher may send SIGTERM after a terminal's Ctrl-C
         self.received = signum
         if not self._held:
-            raise Interrupted(signum)
+            self._raise_noted()
 
     def _swallowed(self, unraisable: "sys.UnraisableHookArgs") -> None:
         """Raises again, a moment later, what was raised where nothing can be, as in a finalizer."""

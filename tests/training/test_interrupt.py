@@ -38,6 +38,21 @@ def test_released_within_held_raises_at_once_also_what_came_before():
             pytest.fail("not reached")
 
 
+def test_what_was_made_of_it_on_the_way_is_still_an_interruption():
+    with pytest.raises(Interrupted) as stop, SignalWatch():
+        try:
+            send(signal.SIGTERM)
+        finally:
+            raise RuntimeError("half of a thing can't be closed")
+    assert stop.value.exit_code == 143
+
+
+def test_an_error_after_a_signal_that_was_only_noted_is_that_error():
+    with pytest.raises(OSError), SignalWatch() as watch, watch.held():
+        send(signal.SIGTERM)
+        raise OSError("no space left")
+
+
 def test_the_signals_are_given_back():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with SignalWatch():
