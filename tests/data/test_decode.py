@@ -4,6 +4,7 @@ import math
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image, ImageOps
 
 from bvit.data import decode as decode_lib
@@ -36,6 +37,12 @@ def _encode(image, format, **options):
 
 def _jpeg(image, **options):
     return _encode(image, "JPEG", quality=95, **options)
+
+
+def _exif(tags):
+    exif = Image.Exif()
+    exif.update(tags)
+    return exif
 
 
 def _difference(a, b):
@@ -79,9 +86,7 @@ def test_sixteen_bits_become_eight():
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
 def test_pictures_stand_upright(orientation, format):
-    exif = Image.Exif()
-    exif[EXIF_ORIENTATION] = orientation
-    data = _encode(_picture(40, 64), format, exif=exif)
+    data = _encode(_picture(40, 64), format, exif=_exif({EXIF_ORIENTATION: orientation}))
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     np.testing.assert_array_equal(decode(data), expected)
     crop = center_crop(data, size=32, short_side=40)
@@ -98,9 +103,8 @@ def test_part_of_a_picture_is_an_error(format, share):
 
 
 def test_part_of_a_jpeg_whose_thumbnail_is_whole_is_an_error():
-    exif = Image.Exif()
-    exif[0x9286] = b"\xff\xd9"  # a comment with the marker that ends a JPEG
-    data = _jpeg(_picture(200, 300), exif=exif)
+    comment = {0x9286: b"\xff\xd9"}  # with the marker that ends a JPEG
+    data = _jpeg(_picture(200, 300), exif=_exif(comment))
     with pytest.raises(UnreadableImageError):
         decode(data[: len(data) // 2])
 
@@ -119,11 +123,51 @@ def test_wide_pixels_that_opencv_declines_are_not_clipped():
 
 
 def test_bytes_after_the_end_of_a_jpeg_do_no_harm():
-    exif = Image.Exif()
-    exif[EXIF_ORIENTATION] = 6
-    data = _jpeg(_picture(40, 50), exif=exif)
+    data = _jpeg(_picture(40, 50), exif=_exif({EXIF_ORIENTATION: 6}))
     np.testing.assert_array_equal(decode(data + b"more"), decode(data))
     assert decode(data + b"more", reduction=2).shape == (25, 20, 3)
+
+
+def test_what_libjpeg_warns_of_is_decoded_all_the_same():
+    data = _jpeg(_picture(50, 40))
+    warned_of = data[:-2] + b"more" + data[-2:]
+    with pytest.raises(ValueError):
+        simplejpeg.decode_jpeg(warned_of)
+    np.testing.assert_array_equal(decode(warned_of), decode(data))
+
+
+KINDS = {
+    "4:4:4": ("RGB", {"subsampling": 0}),
+    "4:2:2": ("RGB", {"subsampling": 1}),
+    "4:2:0": ("RGB", {"subsampling": 2}),
+    "restarts": ("RGB", {"subsampling": 2, "restart_marker_rows": 1}),
+    "grey": ("L", {}),
+    "progressive": ("RGB", {"progressive": True}),
+    "CMYK": ("CMYK", {}),
+    "turned": ("RGB", {"exif": _exif({EXIF_ORIENTATION: 6})}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_below_a_crop_are_not_decoded_and_change_nothing(monkeypatch, kind):
+    mode, options = KINDS[kind]
+    data = _jpeg(Image.fromarray(_picture(201, 167)).convert(mode), **options)
+    pixels, heights = decode(data), []
+
+    def spy(*args, **kwargs):
+        heights.append(len(plain(*args, **kwargs)))
+        return plain(*args, **kwargs)
+
+    plain = simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", spy)
+    for seed in range(40):
+        crops = (
+            random_resized_crop(image, np.random.default_rng(seed), size=64, scale=(0.1, 0.6))
+            for image in (data, pixels)
+        )
+        np.testing.assert_array_equal(*crops)
+    if kind in ("4:4:4", "4:2:2", "4:2:0", "restarts"):
+        assert np.mean(heights) < 0.9 * 201
 
 
 @pytest.mark.parametrize("reduction", [1, 2, 4, 8])
