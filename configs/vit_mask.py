@@ -8,8 +8,8 @@
 cores, seed 0, top-1 in % on sharp / blurred / region-blurred pictures; intervals are in README.md:
 
     photos, 3 minutes
-        keep 64.7 / 59.3 / 60.2, zero 45.4 / 11.6 / 14.3, merge:31 64.6 / 63.9 / 63.9
-        cluster:32 61.8 / 57.9 / 57.5 (not trained for)
+        keep 63.1 / 58.2 / 57.6, zero 40.7 / 11.3 / 14.1, merge:31 61.8 / 61.8 / 62.3
+        cluster:32 60.5 / 57.0 / 57.5 (not trained for)
     folder (imagenette), 144 patches, three seeds: commands and table in README.md
     folder (imagenette, --config.model.merge_detail=True --config.tokens.score=laplacian), 35
     minutes of CPU time
