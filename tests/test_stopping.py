@@ -12,19 +12,25 @@ ROOT = Path(__file__).parents[1]
 # Stands in for the first heavy package that bvit loads: the signal comes in the middle of it.
 SLOW_JAX = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('went on')"
 
+# Runs the rest of its arguments with the handler that the first names.
+START = """
+import os, signal, sys
+signal.signal(signal.SIGINT, getattr(signal, sys.argv[1]))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
 
 def interrupted(tmp_path, *arguments, ignored=False):
     """Exit code, stdout and stderr; whether these tests run in the background changes nothing."""
-    before = signal.SIG_IGN if ignored else signal.SIG_DFL
+    before = "SIG_IGN" if ignored else "SIG_DFL"
     (tmp_path / "jax.py").write_text(SLOW_JAX)
     done = subprocess.run(
-        [sys.executable, *arguments],
+        [sys.executable, "-c", START, before, sys.executable, *arguments],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
         capture_output=True,
         text=True,
         timeout=30,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, before),
     )
     return done.returncode, done.stdout, done.stderr
 
