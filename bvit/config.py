@@ -40,7 +40,7 @@ def default_config() -> ConfigDict:
     c.model.dtype = "float32"  # of the computation: float32 or bfloat16; parameters are float32
 
     c.tokens = ConfigDict()
-    # What training does with blurry patches, see bvit.models.tokens: name, name:tokens, name:share
+    # What training does with blurry patches, see bvit.tokens.plans: name, name:tokens, name:share
     # (cluster:0.5 and tome:r merge between the blocks). Of several ("keep,merge:0.5") each step
     # draws one, so that one checkpoint serves every budget. With :threshold as well
     # ("drop:0.5:threshold"), places of the budget stay empty where patches are under the threshold.

@@ -26,8 +26,8 @@ from safetensors.numpy import load_file, save_file
 
 from bvit import runs
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
-from bvit.models.inputs import Policy, for_policy, prepare
 from bvit.runs import TrainedRun
+from bvit.tokens.inputs import Policy, for_policy, prepare
 
 PROGRAM, PARAMETERS, ABOUT = "model.stablehlo", "parameters.safetensors", "about.json"
 # What the program is lowered for; it runs on all of them.

@@ -10,15 +10,15 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from bvit import config as config_lib
+from bvit import distributed
+from bvit.checkpoint import CheckpointError, CheckpointWriteError
 from bvit.data import UnreadableImageError
-from bvit.training import distributed
-from bvit.training.checkpoint import CheckpointError, CheckpointWriteError
+from bvit.experiment import prepare
+from bvit.interrupt import Interrupted, SignalWatch
+from bvit.run_directory import RunDirectory
 from bvit.training.feed import DataWorkerError
-from bvit.training.interrupt import Interrupted, SignalWatch
 from bvit.training.loop import train_and_evaluate
 from bvit.training.meter import NonFiniteLossError
-from bvit.training.rundir import RunDirectory
-from bvit.training.setup import prepare
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",

@@ -27,10 +27,10 @@ from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.data import UnreadableImageError
 from bvit.data.listing import list_pictures, read_ahead
 from bvit.data.pipeline import RESIZE_RATIO
-from bvit.evaluation import report
-from bvit.evaluation.predictor import Predictions, Predictor
-from bvit.models.inputs import Policy
-from bvit.training.interrupt import Interrupted, SignalWatch
+from bvit.evaluation import rows as report
+from bvit.evaluation.predictions import Predictions, Predictor
+from bvit.interrupt import Interrupted, SignalWatch
+from bvit.tokens.inputs import Policy
 
 EXIT_UNREADABLE = 1
 TOP = 5

@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from bvit import config as config_lib
 from bvit import data
-from bvit.models.inputs import Policy
-from bvit.training import setup
-from bvit.training.checkpoint import Checkpoints
+from bvit import experiment as setup
+from bvit.checkpoint import Checkpoints
+from bvit.tokens.inputs import Policy
 from bvit.training.state import create_state
 
 

@@ -2,7 +2,7 @@
 
 They spend seconds importing, and a `KeyboardInterrupt` there is a traceback through all of JAX.
 Nothing has been done by then that would have to be saved, so the process says so and ends. What has
-something to save watches for signals by itself (`bvit.training.interrupt`).
+something to save watches for signals by itself (`bvit.interrupt`).
 """
 
 import os

@@ -18,7 +18,7 @@ MODULES = (
     "bvit.image.scores",
     "bvit.image.conditions",
     "bvit.models",
-    "bvit.models.inputs",
+    "bvit.tokens.inputs",
     "bvit.runs",
     "bvit.export",
 )

@@ -29,12 +29,11 @@ import numpy as np
 import optax
 from jax.experimental import topologies
 
-from bvit import models
+from bvit import models, sharding
+from bvit.checkpoint import Checkpoints
 from bvit.data.decode import random_resized_crop
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD
-from bvit.models.inputs import Policy
-from bvit.training import sharding
-from bvit.training.checkpoint import Checkpoints
+from bvit.tokens.inputs import Policy
 from bvit.training.optimizer import make_optimizer
 from bvit.training.state import create_state
 from bvit.training.step import Recipe, make_train_step

@@ -7,7 +7,15 @@ import weakref
 import numpy as np
 import pytest
 
-from bvit.benchmarks import growth, harness, imagenet_c, images, pipelines, torch_peers, training
+from bvit.benchmarks import (
+    corruption_peers,
+    growth,
+    harness,
+    images,
+    pipelines,
+    torch_peers,
+    training,
+)
 from bvit.benchmarks.harness import Case, Unavailable, format_rows, measure, measure_groups
 from bvit.data.decode import random_resized_crop
 
@@ -119,7 +127,7 @@ def test_a_library_that_is_missing_or_broken_is_told(monkeypatch):
 
 def test_peers_compute_the_same_as_bvit():
     # dm-pix darkens the border, blending is not exact, and some of ImageNet-C's blurs draw.
-    drawn = set(imagenet_c.BLURS) - set(imagenet_c.EXACT)
+    drawn = set(corruption_peers.BLURS) - set(corruption_peers.EXACT)
     names = []
     for case in images.cases():
         ours, theirs = np.asarray(case.run()), np.asarray(case.peer_run())

@@ -7,7 +7,7 @@ import pytest
 
 import configs
 from bvit.config import differences, flatten, parse_arguments, to_dict, words
-from bvit.training.setup import prepare
+from bvit.experiment import prepare
 
 NAMES = sorted(module.name for module in pkgutil.iter_modules(configs.__path__))
 ON_PHOTOS = {

@@ -10,7 +10,7 @@ from trained import CLASSES, SIZE, run_directory
 
 from bvit import export, runs
 from bvit.image.pixels import normalize
-from bvit.models import tokens
+from bvit.tokens import plans as tokens
 
 # As the documentation says, in a process that has no bvit.
 READER = """

@@ -16,7 +16,7 @@ from bvit.data.decode import center_crop
 from bvit.image.pixels import normalize, to_float
 from bvit.image.scores import THRESHOLDS, relative_detail
 from bvit.image.sigma import estimate_sigma
-from bvit.models import tokens
+from bvit.tokens import plans as tokens
 
 
 @pytest.fixture(scope="module")

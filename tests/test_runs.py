@@ -6,12 +6,12 @@ import pytest
 from trained import CLASSES, SIZE, run_directory, write_picture
 
 from bvit import config as config_lib
+from bvit import experiment as setup
 from bvit import runs
-from bvit.evaluation import deblurring
-from bvit.training import setup
-from bvit.training.interrupt import SignalWatch
+from bvit.interrupt import SignalWatch
+from bvit.run_directory import RunDirectory
+from bvit.studies import deblurring
 from bvit.training.loop import train_and_evaluate
-from bvit.training.rundir import RunDirectory
 from configs.deblur_or_not import get_config
 
 

@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image
 
 from bvit import config as config_lib
-from bvit.training import setup
-from bvit.training.interrupt import SignalWatch
+from bvit import experiment as setup
+from bvit.interrupt import SignalWatch
+from bvit.run_directory import RunDirectory
 from bvit.training.loop import train_and_evaluate
-from bvit.training.rundir import RunDirectory
 from configs.vit_mask import get_config
 
 CLASSES = ("checks", "dots", "stripes")

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from bvit.evaluation import report
+from bvit.evaluation import rows as report
 
 Function = Callable[[], object]
 Row = dict[str, Any]

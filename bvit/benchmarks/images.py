@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import bvit
-from bvit.benchmarks import imagenet_c
+from bvit.benchmarks import corruption_peers
 from bvit.benchmarks.harness import Case, Function, waiting
 from bvit.image import kernels
 from bvit.image.zoom import STEPS
@@ -182,14 +182,14 @@ def _variable(pictures: np.ndarray, rng: np.random.Generator) -> Case:
 
 def _imagenet_c(pictures: np.ndarray) -> Iterator[Case]:
     image, key = jnp.asarray(pictures), jax.random.key(0)
-    for name in imagenet_c.BLURS:
+    for name in corruption_peers.BLURS:
 
         def corrupt(name: str = name) -> object:
-            options = {"name": name, "severity": imagenet_c.SEVERITY}
+            options = {"name": name, "severity": corruption_peers.SEVERITY}
             return bvit.image.corruptions.corrupt(key, image, **options)
 
         def original(name: str = name) -> np.ndarray:
-            return imagenet_c.blur_all(name, pictures)
+            return corruption_peers.blur_all(name, pictures)
 
-        title = f"ImageNet-C {name} {imagenet_c.SEVERITY}"
+        title = f"ImageNet-C {name} {corruption_peers.SEVERITY}"
         yield _blur(title, pictures, corrupt, "the published loop", original)

@@ -13,9 +13,9 @@ from bvit import models
 from bvit.benchmarks.harness import Case, Function, compute_dtype, flops, waiting
 from bvit.evaluation.evaluate import make_classify
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD
-from bvit.models import clusters
-from bvit.models.inputs import Policy, parse_policy
-from bvit.models.tokens import plan
+from bvit.tokens import clusters
+from bvit.tokens.inputs import Policy, parse_policy
+from bvit.tokens.plans import plan
 
 MODEL, BATCH, SIZE, PATCH = "vit_small_patch16_224", 32, 224, 16
 POLICIES = ("cluster:98", "merge:97", "drop:98", "cluster:65", "merge:49", "drop:49", "tome:8")

@@ -11,14 +11,13 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from bvit import models
+from bvit import models, sharding
 from bvit.benchmarks.harness import Case, Function, compute_dtype, on_accelerator, waiting
 from bvit.benchmarks.networks import CLASSES, TRAINING_FLOPS
 from bvit.evaluation import cost
 from bvit.image.conditions import apply_condition, indexed_keys
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD, to_float
-from bvit.models.inputs import Policy, parse_policy
-from bvit.training import sharding
+from bvit.tokens.inputs import Policy, parse_policy
 from bvit.training.optimizer import make_optimizer
 from bvit.training.state import TrainState, create_state
 from bvit.training.step import Recipe, make_train_step

@@ -7,9 +7,9 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from jaxtyping import ArrayLike, Float, PyTree
 
-from bvit.models.adaptive import Adaptive, adaptive_apply
-from bvit.models.inputs import Policy
-from bvit.training.sharding import batch_sharding
+from bvit.sharding import batch_sharding
+from bvit.tokens.adaptive import Adaptive, adaptive_apply
+from bvit.tokens.inputs import Policy
 
 # Batches of pictures that are sorted by budget at once: sorting leaves one batch of each budget
 # incomplete, which should be few of them …

@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, PyTree
 
-from bvit.models.inputs import Policy, for_policy, prepare
+from bvit.tokens.inputs import Policy, for_policy, prepare
 
 # Timed passes over the same batch; the median of so many is steady to a few per cent.
 REPEATS = 5

@@ -23,8 +23,8 @@ from jaxtyping import Array, Float, Int, PyTree
 from bvit.evaluation.adaptive import AdaptiveClassifier
 from bvit.image.conditions import apply_condition, drawn_by, indexed_keys
 from bvit.image.pixels import to_float
-from bvit.models.inputs import ON_PIXELS, Policy, for_policy, prepare, used_tokens
-from bvit.training.sharding import batch_sharding, per_image
+from bvit.sharding import batch_sharding, per_image
+from bvit.tokens.inputs import ON_PIXELS, Policy, for_policy, prepare, used_tokens
 
 # Keeps the keys of test images apart from those of training, which are folded from the same seed.
 EVALUATION_STREAM = zlib.crc32(b"evaluation") & 0x7FFFFFFF

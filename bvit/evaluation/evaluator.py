@@ -13,7 +13,7 @@ from tqdm import tqdm
 from bvit.evaluation import cost
 from bvit.evaluation.adaptive import AdaptiveClassifier
 from bvit.evaluation.evaluate import Outcome, evaluate, make_classify, make_corrupt, put_batch
-from bvit.models.inputs import Policy
+from bvit.tokens.inputs import Policy
 
 
 class Evaluator:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bvit.evaluation.report import Row, policy_label
+from bvit.evaluation.rows import Row, policy_label
 from bvit.image.conditions import IMAGENET_C
 from bvit.image.corruptions import ALEXNET_ERROR, SEVERITIES, corruption_error
 

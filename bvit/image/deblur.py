@@ -14,7 +14,8 @@ from jaxtyping import Array, ArrayLike, Float
 
 from bvit.image.batching import map_images
 from bvit.image.checks import check_one_each
-from bvit.image.convolve import (
+from bvit.image.kernels import gaussian_kernel
+from bvit.image.per_image_kernels import (
     apply_transfer,
     check_kernel,
     extend,
@@ -22,7 +23,6 @@ from bvit.image.convolve import (
     transfer_function,
     transform_size,
 )
-from bvit.image.kernels import gaussian_kernel
 from bvit.image.pixels import check_image, grayscale
 from bvit.image.scores import noise_variance
 from bvit.image.sigma import NOISE_BLOCK, estimate_sigma

@@ -7,12 +7,13 @@ from functools import partial
 
 import flax.linen as nn
 
-from bvit.models import clusters, tokens
-from bvit.models.adaptive import adaptive_apply
 from bvit.models.googlenet import GoogLeNet
 from bvit.models.resnet import BasicBlock, Bottleneck, ResNet
 from bvit.models.vgg import VGG
 from bvit.models.vit import VisionTransformer
+from bvit.tokens import clusters
+from bvit.tokens import plans as tokens
+from bvit.tokens.adaptive import adaptive_apply
 
 __all__ = ["MODELS", "adaptive_apply", "clusters", "create", "tokens"]
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Shaped
 
-from bvit.models import tome
+from bvit.tokens import tome
 
 # The values of the published ViTs, which timm and Google's vision_transformer share.
 NORM_EPSILON = 1e-6

@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Float, Shaped
 
 from bvit.image.patches import check_patch_size, patchify
-from bvit.models import clusters, pyramid, tokens
 from bvit.models.encoder import Block, by_token, layer_norm, truncated_normal
-from bvit.models.tokens import TokenPlan
+from bvit.tokens import clusters, pyramid
+from bvit.tokens import plans as tokens
+from bvit.tokens.plans import TokenPlan
 
 CHANNELS = 3
 
@@ -75,10 +76,10 @@ class VisionTransformer(nn.Module):
       size_bias: attend to a token in proportion to the patches it stands for, by log(size) added to
         the attention's logits (Bolya et al. 2023, arXiv:2210.09461, equation 1).
       tome_r: tokens that each block merges into others by the similarity of their keys, whatever
-        the pixels are (`bvit.models.tome`, the same paper); its attention has the size bias. Needs
+        the pixels are (`bvit.tokens.tome`, the same paper); its attention has the size bias. Needs
         the full set of tokens, so no plan. 0 merges none.
       cluster_to: patch tokens that are left after the first `plan_after` blocks, where neighbours
-        that have become alike are joined into their mean (`bvit.models.clusters`); attention has
+        that have become alike are joined into their mean (`bvit.tokens.clusters`); attention has
         the size bias from there on. It needs no plan, and takes none. 0 joins none. Which cluster
         each patch went into is kept as "cluster" where `apply` asks for mutable "intermediates".
     """
@@ -158,7 +159,7 @@ class VisionTransformer(nn.Module):
         Args:
           images: [n, h, w, 3], normalised, of the model's image_size.
           train: whether to drop units and branches; needs a "dropout" key when a rate is above 0.
-          plan: the tokens to compute for each image, of `bvit.models.tokens.plan`; None is all.
+          plan: the tokens to compute for each image, of `bvit.tokens.plans.plan`; None is all.
 
         Returns:
           float32 logits.
@@ -210,7 +211,7 @@ class VisionTransformer(nn.Module):
                 f"{self.patch_size} pixels, in one batch axis: got one for batch shape "
                 f"{plan.tile.shape[:-1]}, {plan.grid[0]}×{plan.grid[1]} patches of "
                 f"{plan.patch_size} pixels; draw it from these images, before normalisation, with "
-                f"bvit.models.tokens.plan(images, patch_size={self.patch_size}, …)."
+                f"bvit.tokens.plans.plan(images, patch_size={self.patch_size}, …)."
             )
 
     @property

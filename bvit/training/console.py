@@ -4,10 +4,13 @@ from typing import Any
 
 import jax
 
-from bvit.evaluation import cost, deblurring_report, imagenet_c, report
-from bvit.models.inputs import Policy
-from bvit.training import distributed, setup, sharding
-from bvit.training.rundir import RunDirectory
+from bvit import distributed, sharding
+from bvit import experiment as setup
+from bvit.evaluation import cost, imagenet_c
+from bvit.evaluation import rows as report
+from bvit.run_directory import RunDirectory
+from bvit.studies import deblurring_report
+from bvit.tokens.inputs import Policy
 from bvit.training.state import TrainState
 
 

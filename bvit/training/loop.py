@@ -14,16 +14,19 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from bvit.evaluation import evaluate, report
+from bvit import distributed, sharding
+from bvit import experiment as setup
+from bvit.checkpoint import Checkpoints
+from bvit.evaluation import evaluate
+from bvit.evaluation import rows as report
 from bvit.evaluation.evaluator import Evaluator
-from bvit.training import console, distributed, results, setup, sharding
-from bvit.training.checkpoint import Checkpoints
+from bvit.interrupt import Interrupted, SignalWatch
+from bvit.run_directory import RunDirectory, write_json
+from bvit.training import console, results
 from bvit.training.feed import Feed
-from bvit.training.interrupt import Interrupted, SignalWatch
 from bvit.training.meter import Meter
 from bvit.training.metrics import MetricsWriter
 from bvit.training.profile import StepTrace
-from bvit.training.rundir import RunDirectory, write_json
 from bvit.training.state import TrainState, create_state
 from bvit.training.step import Metrics, Recipe, make_train_step
 

@@ -9,7 +9,7 @@ from absl import logging
 from jaxtyping import Array
 from tqdm import tqdm
 
-from bvit.training import distributed
+from bvit import distributed
 from bvit.training.feed import Feed
 from bvit.training.metrics import MetricsWriter
 

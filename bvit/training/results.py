@@ -6,23 +6,18 @@ from typing import Any
 import jax
 import numpy as np
 
+from bvit import answers, sharding
 from bvit import config as config_lib
-from bvit.evaluation import (
-    comparison,
-    deblurring,
-    deblurring_report,
-    evaluate,
-    imagenet_c,
-    lineage,
-    pictures,
-    plots,
-    report,
-)
+from bvit import experiment as setup
+from bvit.evaluation import evaluate, imagenet_c
+from bvit.evaluation import rows as report
 from bvit.evaluation.evaluator import Evaluator
-from bvit.models.inputs import SHOW_EVERYTHING, shown_levels
-from bvit.training import answers, setup, sharding
+from bvit.report import comparison, lineage, plots
+from bvit.report import overlays as pictures
+from bvit.run_directory import RunDirectory, write_json
+from bvit.studies import deblurring, deblurring_report
+from bvit.tokens.inputs import SHOW_EVERYTHING, shown_levels
 from bvit.training.metrics import MetricsWriter, read_metrics
-from bvit.training.rundir import RunDirectory, write_json
 from bvit.training.state import TrainState
 
 SAMPLES = 6  # test pictures that are shown with what the policies do to them

@@ -17,9 +17,9 @@ from jaxtyping import Array, Float, PyTree, UInt8
 
 from bvit.image.conditions import apply_condition, indexed_keys
 from bvit.image.pixels import normalize, to_float
-from bvit.models.inputs import Policy, for_policy, prepare
-from bvit.models.tokens import TokenPlan
-from bvit.training.sharding import gather_at_use, microbatches, per_image, state_shardings
+from bvit.sharding import gather_at_use, microbatches, per_image, state_shardings
+from bvit.tokens.inputs import Policy, for_policy, prepare
+from bvit.tokens.plans import TokenPlan
 from bvit.training.state import TrainState
 
 # Weight of each auxiliary head's loss (Szegedy et al. 2015, section 5: 0.3).

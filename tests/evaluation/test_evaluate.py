@@ -3,16 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bvit import models
+from bvit import models, sharding
 from bvit.evaluation import cost
 from bvit.evaluation.adaptive import AdaptiveClassifier
 from bvit.evaluation.evaluate import evaluate, label_rank, make_classify, make_corrupt
-from bvit.evaluation.report import format_table, make_rows
+from bvit.evaluation.rows import format_table, make_rows
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD, to_float
 from bvit.image.scores import relative_detail
-from bvit.models.inputs import Policy
 from bvit.models.vit import VisionTransformer
-from bvit.training import sharding
+from bvit.tokens.inputs import Policy
 
 CLASSES, SIZE, IMAGES = 7, 16, 37
 MODEL = VisionTransformer(

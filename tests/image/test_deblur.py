@@ -9,7 +9,6 @@ import pytest
 import skimage.data
 from skimage import restoration
 
-from bvit.image.convolve import convolve
 from bvit.image.deblur import (
     LEAST_NOISE_TO_SIGNAL,
     deblur_gaussian,
@@ -18,6 +17,7 @@ from bvit.image.deblur import (
     wiener,
 )
 from bvit.image.kernels import gaussian_kernel, motion_kernel
+from bvit.image.per_image_kernels import convolve
 
 PHOTOS = np.stack(
     [

@@ -10,8 +10,8 @@ from scipy.special import erf
 
 from bvit.image.patches import halve, patchify
 from bvit.image.scores import relative_detail
-from bvit.models import tokens
 from bvit.models.vit import VisionTransformer
+from bvit.tokens import plans as tokens
 
 TINY = {
     "num_classes": 5,

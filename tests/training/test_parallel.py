@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_runs import BATCH, FULL, PLAIN, RESNET, VIT, compiled, make_batch, one_device, run
 
-from bvit.training import sharding
+from bvit import sharding
 
 STEPS = 20
 MODELS = {"vit": VIT, "resnet": RESNET}

@@ -3,7 +3,8 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from bvit.training import results, setup
+from bvit import experiment as setup
+from bvit.training import results
 from configs.vit_mask import get_config
 
 

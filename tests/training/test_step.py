@@ -20,10 +20,10 @@ from small_runs import (
     run,
 )
 
+from bvit import sharding
 from bvit.image.conditions import indexed_keys
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD
-from bvit.models.inputs import Policy
-from bvit.training import sharding
+from bvit.tokens.inputs import Policy
 from bvit.training.step import AUX_WEIGHT, make_gradients, make_inputs
 
 

@@ -1,0 +1,130 @@
+"""The tables of the paper that this project follows, beside what our runs give for their cells.
+
+Kim, Kim and Han, “Image Classification of Blurred Images Without Deblurring”, Tables 1 to 5.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+from bvit.evaluation.rows import NOTHING, Row
+from bvit.report.comparison import PRETRAINED, Group
+from bvit.report.tables import NOT_RUN, cell, over
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """One column of a table: how the model was trained, and what it was tested on."""
+
+    title: str
+    train: str
+    condition: str
+    policy: str = "keep"
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """One table of the paper.
+
+    Attributes:
+      title: its number and what it shows.
+      metric: "top1" or "top5".
+      columns: what its columns are.
+      numbers: model → the paper's percentages, one for each column.
+    """
+
+    title: str
+    metric: str
+    columns: tuple[Column, ...]
+    numbers: dict[str, tuple[float, ...]]
+
+
+_TESTED = (Column("sharp", PRETRAINED, "sharp"), Column("blurred", PRETRAINED, "blur"))
+_TRAINED = (Column("trained on blur", "blur", "blur"), Column("trained on mix", "mix", "blur"))
+_REMOVED = (
+    Column("original", "", "region"),
+    Column("patches removed", "", "region", policy="zero"),
+)
+TABLES = (
+    Table(
+        "Table 1. Weights trained on sharp pictures, top-1",
+        "top1",
+        _TESTED,
+        {"resnet50": (76.13, 63.16), "vgg19": (72.38, 54.12), "googlenet": (69.78, 55.03)},
+    ),
+    Table(
+        "Table 2. Weights trained on sharp pictures, top-5",
+        "top5",
+        _TESTED,
+        {"resnet50": (92.86, 85.08), "vgg19": (90.88, 78.19), "googlenet": (89.53, 79.14)},
+    ),
+    Table(
+        "Table 3. Trained from scratch, tested on blurred pictures, top-1",
+        "top1",
+        _TRAINED,
+        {"resnet50": (58.69, 61.24), "vgg19": (46.33, 48.19), "googlenet": (48.97, 51.62)},
+    ),
+    Table(
+        "Table 4. Trained from scratch, tested on blurred pictures, top-5",
+        "top5",
+        _TRAINED,
+        {"resnet50": (80.12, 83.72), "vgg19": (71.86, 73.55), "googlenet": (73.42, 76.98)},
+    ),
+    Table(
+        "Table 5. A ViT on pictures blurred in regions, blurry patches removed, top-1",
+        "top1",
+        _REMOVED,
+        {"vit": (58.04, 51.75)},
+    ),
+)
+
+
+def lines(table: Table, groups: Sequence[Group]) -> list[list[str]]:
+    """A table as rows of text, header first: model, then the paper's number and ours by column.
+
+    Args:
+      table: one of `TABLES`.
+      groups: our runs. Models that the paper does not have get rows of their own, without the
+        paper's numbers. What several groups give for one cell stands there with their labels.
+    """
+    header = ["model"]
+    for column in table.columns:
+        header += [f"{column.title}: paper", "ours [95 % interval]"]
+    models = dict.fromkeys(table.numbers)
+    for one in groups:
+        if any(_found(column, one) for column in table.columns):
+            models[_row_name(one, table)] = None
+    models.pop("", None)
+    rows = [header]
+    for name in models:
+        row = [name]
+        published = table.numbers.get(name, (NOTHING,) * len(table.columns))
+        ours = [one for one in groups if _row_name(one, table) == name]
+        for number, column in zip(published, table.columns, strict=True):
+            row += [str(number), _ours(column, table.metric, ours)]
+        rows.append(row)
+    return rows
+
+
+def _row_name(one: Group, table: Table) -> str:
+    """Where a group stands in a table; "" in none, as a CNN among ViTs."""
+    model = one.runs[0].settings["model.name"]
+    if "vit" in table.numbers:
+        return "vit" if model.startswith("vit") else ""
+    return model
+
+
+def _found(column: Column, one: Group) -> Row | None:
+    if column.train not in ("", one.runs[0].trained_on):
+        return None
+    wanted = (column.condition, column.policy, None)
+    return next((r for r in one.rows if (r["condition"], r["policy"], r["budget"]) == wanted), None)
+
+
+def _ours(column: Column, metric: str, groups: Sequence[Group]) -> str:
+    found = [(one.label, row) for one in groups if (row := _found(column, one))]
+    texts = []
+    for label, row in found:
+        notes = [over([row])] if row["seeds"] > 1 else []
+        notes += [label] if len(found) > 1 else []
+        texts.append(cell(row, metric) + (f" ({', '.join(notes)})" if notes else ""))
+    return "; ".join(texts) or NOT_RUN

@@ -1,0 +1,1 @@
+"""What a ViT spends its compute on: policies, one file each."""

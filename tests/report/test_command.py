@@ -1,0 +1,303 @@
+import csv
+import io
+import json
+import re
+import statistics
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from bvit import answers
+from bvit.evaluation.evaluate import Outcome
+from bvit.report import __main__ as report
+from bvit.report import paper, plots
+from bvit.report.comparison import Run, group
+from bvit.report.tables import NOT_RUN
+from bvit.tokens.inputs import Policy
+
+
+def result(model, *, condition="mix", init_from="", steps=10, seed=0, rows=(), **train):
+    return {
+        "config": {
+            "seed": seed,
+            "init_from": init_from,
+            "model": {"name": model},
+            "data": {"name": "folder", "image_size": 96},
+            "train": {"condition": condition, "steps": steps, "batch_size": 64, **train},
+        },
+        "step": steps,
+        "seed": seed,
+        "parameters": 1234,
+        "rows": [make_row(*row) for row in rows],
+    }
+
+
+def make_row(condition, policy, top1, budget=None):
+    return {
+        "condition": condition,
+        "policy": policy,
+        "budget": budget,
+        "tokens": 64,
+        "top1": top1,
+        "top5": top1 + 0.1,
+        "n": 1000,
+        "ci95": [top1 - 0.03, top1 + 0.03],
+        "difference": None,
+        "difference_ci95": None,
+        "gflops": 1.0,
+        "images_per_s": 10.0,
+    }
+
+
+def cells(table, results):
+    groups = group([Run("run", found) for found in results])
+    return {line[0]: line[1:] for line in paper.lines(table, groups)[1:]}
+
+
+def test_cells_that_were_not_run_say_so():
+    nothing = [result("resnet18", rows=[("sharp", "keep", 0.5)])]
+    for table in paper.TABLES:
+        for line in cells(table, nothing).values():
+            assert line[1::2] == [NOT_RUN] * len(table.columns)
+            assert all(re.fullmatch(r"\d\d\.\d+", number) for number in line[::2])
+
+
+def test_each_run_fills_its_own_cells():
+    weights = result(
+        "resnet50",
+        init_from="w.npz",
+        steps=0,
+        rows=[("sharp", "keep", 0.75), ("blur", "keep", 0.6)],
+    )
+    mixed = result("vgg19", condition="mix", rows=[("blur", "keep", 0.5), ("sharp", "keep", 0.9)])
+    rows = [("blur", "keep", 0.4), ("region", "keep", 0.3)]
+    small = result("resnet18", condition="blur", rows=rows)
+    results = [weights, mixed, small]
+    one, two, three, four, five = (cells(table, results) for table in paper.TABLES)
+    assert one["resnet50"] == ["76.13", "75.00 [72.0, 78.0]", "63.16", "60.00 [57.0, 63.0]"]
+    assert two["resnet50"] == ["92.86", "85.00", "85.08", "70.00"]
+    assert three["vgg19"] == ["46.33", NOT_RUN, "48.19", "50.00 [47.0, 53.0]"]
+    assert three["resnet18"] == ["–", "40.00 [37.0, 43.0]", "–", NOT_RUN]
+    assert four["vgg19"][3] == "60.00"
+    assert "resnet18" not in one and set(five) == {"vit"}
+
+
+def test_table_5_compares_keeping_with_zeroing_by_the_threshold():
+    rows = [("region", "keep", 0.6), ("region", "zero", 0.5), ("region", "zero", 0.55, 32)]
+    line = cells(paper.TABLES[4], [result("vit_tiny_patch16_224", rows=rows)])["vit"]
+    assert line == ["58.04", "60.00 [57.0, 63.0]", "51.75", "50.00 [47.0, 53.0]"]
+
+
+def test_seeds_share_a_cell_and_other_settings_are_told_apart():
+    seeds = [result("vgg19", seed=s, rows=[("blur", "keep", 0.5 + s / 50)]) for s in range(3)]
+    # 52 ± 4.303 × 2 / √3
+    assert cells(paper.TABLES[2], seeds)["vgg19"][3] == "52.00 [47.0, 57.0] (3 seeds)"
+    longer = result("vgg19", steps=20, rows=[("blur", "keep", 0.6)])
+    both = cells(paper.TABLES[2], [*seeds, longer])["vgg19"][3]
+    assert both == "52.00 [47.0, 57.0] (3 seeds, steps=10); 60.00 [57.0, 63.0] (steps=20)"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Run directories: two trainings with two seeds each."""
+    top = tmp_path_factory.mktemp("runs")
+    for condition, loss in (("mix", 0.1), ("blur", 0.2)):
+        for seed in (0, 1):
+            top1 = 0.8 - loss + seed / 100
+            rows = [(f"gaussian:{s:g}", "keep", top1 - s / 10) for s in (0, 1, 2.5)]
+            rows += [("region", "keep", 0.6), ("region", "drop", 0.5, 8)]
+            saved = result("vit_tiny_patch16_224", condition=condition, seed=seed, rows=rows)
+            folder = top / f"{condition}{seed}"
+            folder.mkdir()
+            (folder / "results.json").write_text(json.dumps(saved))
+            lines = [{"step": s, "loss": 1 / s, "accuracy": s / 10} for s in range(1, 10)]
+            lines.append({"step": 10, "loss": None, "accuracy": 1.0})
+            (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return top
+
+
+@pytest.fixture
+def call(capsys):
+    def run(*arguments):
+        report.main([str(argument) for argument in arguments])
+        return capsys.readouterr()
+
+    return run
+
+
+def parse_csv(text):
+    """Title → lines."""
+    parts = text.strip().split("\n\n")
+    return {p.partition("\n")[0]: list(csv.reader(io.StringIO(p)))[1:] for p in parts}
+
+
+class Cells(HTMLParser):
+    """The tables and pictures of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.pictures, self.links, self.text = [], [], [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.text = ""
+        elif tag == "img":
+            self.pictures.append(dict(attributes)["src"])
+        self.links += [value for name, value in attributes if name in ("href", "src")]
+
+    def handle_data(self, data):
+        if self.text is not None:
+            self.text += data
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append(self.text)
+            self.text = None
+
+
+def test_all_formats_hold_the_same_cells(runs, call, tmp_path):
+    paths = sorted(runs.iterdir())
+    call(*paths, f"--to={tmp_path / 'report.html'}")
+    page = Cells((tmp_path / "report.html").read_text())
+    comma = parse_csv(call(*paths, "--format=csv").out)
+    markdown = call(*paths).out
+    assert page.tables == list(comma.values())
+    assert len(page.pictures) == 4
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    for lines in comma.values():
+        for line in lines:
+            assert re.search(r"\| " + r" +\| ".join(map(re.escape, line)) + r" +\|\n", markdown)
+    assert list(comma)[:3] == ["Runs", "Top-1 in % with its 95 % interval", "Results"]
+    assert [len(lines) for lines in comma.values()][:3] == [3, 5, 11]
+
+
+def test_only_what_differs_is_shown_and_seeds_are_averaged(runs, call):
+    tables = parse_csv(call(*sorted(runs.iterdir()), "--format=csv").out)
+    overview = tables["Runs"]
+    assert [line[:3] for line in overview] == [
+        ["runs", "train.condition", "seeds"],
+        ["blur0, blur1", "blur", "0, 1"],
+        ["mix0, mix1", "mix", "0, 1"],
+    ]
+    caption = "vit_tiny_patch16_224 on folder at 96 px, mix, 10 steps of 64, n = 1000"
+    assert overview[2][-1] == caption
+    row = tables["Results"][2]
+    # 12.706 standard errors of two seeds
+    half = 12.706 * statistics.stdev([70, 71]) / 2**0.5
+    low, high = 70.5 - half, 70.5 + half
+    assert row[:6] == ["mix", "gaussian:0", "keep", "64", "70.50", f"[{low:.1f}, {high:.1f}]"]
+    assert row[-1] == "2 seeds"
+
+
+def test_a_single_seed_has_its_interval_over_pictures(runs, call):
+    row = parse_csv(call(runs / "mix0", "--format=csv").out)["Results"][1]
+    assert row[0] == "gaussian:0" and row[3:5] == ["70.00", "[67.0, 73.0]"]
+    assert row[-1] == "1000 pictures"
+
+
+def test_the_matrix_has_a_row_for_what_differs_and_a_column_for_a_condition(runs, call):
+    ((title, lines),) = parse_csv(
+        call(runs / "mix0", runs / "blur0", "--matrix", "--format=csv").out
+    ).items()
+    assert "Top-1" in title
+    assert lines[0][:5] == ["train.condition", "policy", "gaussian:0", "gaussian:1", "gaussian:2.5"]
+    assert lines[1][:3] == ["blur", "keep", "60.00 [57.0, 63.0]"]
+    assert lines[2][:3] == ["blur", "drop:8", NOT_RUN]
+    assert lines[2][5] == "50.00 [47.0, 53.0]"
+
+
+@pytest.fixture(scope="module")
+def answered(runs):
+    """The same runs, with answers: under keep mix is right on 6 of 10 pictures, blur on 5."""
+    for path in runs.iterdir():
+        policies = {Policy("keep"): 6 if "mix" in path.name else 5, Policy("drop", budget=8): 4}
+        ranks = {policy: np.arange(1000) % 10 >= right for policy, right in policies.items()}
+        index = np.arange(1000)
+        answers.write(path, [Outcome("region", policy, index, r) for policy, r in ranks.items()])
+    return runs
+
+
+def test_runs_are_paired_with_a_baseline_in_all_formats(answered, call, tmp_path):
+    mixed = [*sorted(answered.glob("mix*")), "--against", *sorted(answered.glob("blur*"))]
+    tables = parse_csv(call(*mixed, "--format=csv").out)
+    title = '"Paired with blur0, blur1"'  # quoted, since there is a comma in it
+    assert list(tables)[:3] == ["Runs", "Results", title]
+    lines = tables[title]
+    keep = ["region", "keep", "60.00", "+10.00", "[+8.1, +11.8]", "0: +10.00, 1: +10.00"]
+    assert lines[1] == [*keep, "1000 pictures"]
+    assert lines[2][:4] == ["region", "drop:8", "40.00", "-10.00"]
+    assert lines[0][3] == "vs baseline's keep"
+    call(*mixed, f"--to={tmp_path / 'report.html'}")
+    assert lines in Cells((tmp_path / "report.html").read_text()).tables
+    markdown = call(*mixed, "--against_policy=drop:8", "--matrix").out
+    assert "vs baseline's drop:8" in markdown and "+20.00" in markdown
+    assert "### Results" not in markdown
+
+
+def test_plots_are_written_where_they_are_asked_for(runs, call, tmp_path):
+    files = [tmp_path / "sigma.png", tmp_path / "tradeoff.png"]
+    call(*runs.iterdir(), f"--sigma={files[0]}", f"--tradeoff={files[1]}")
+    assert all(file.stat().st_size > 5000 for file in files)
+
+
+def test_each_group_and_policy_is_a_line_of_its_own():
+    rows = [make_row("region", "drop", 0.5, 8), make_row("region", "drop", 0.4, 4)]
+    rows += [make_row("region", "keep", 0.6), make_row("gaussian:1", "keep", 0.7)]
+    groups = {"mix": rows, "blur": rows}
+    figure = plots.draw_tradeoff(groups)
+    assert [axes.get_title() for axes in figure.axes if axes.get_title()] == ["region"]
+    named = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert named == {"mix, drop", "mix, keep", "blur, drop", "blur, keep"}
+    figure = plots.draw_sigma(groups)
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {
+        "mix, keep",
+        "blur, keep",
+    }
+    assert "tradeoff" not in plots.draw({"": rows[2:]}, {"": []})
+
+
+def test_what_is_no_finished_run_is_told_and_the_others_are_reported(runs, tmp_path, call, capsys):
+    begun, damaged, file = tmp_path / "begun", tmp_path / "damaged", tmp_path / "a.log"
+    for folder in (begun, damaged):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+    (begun / "metrics.jsonl").write_text('{"step": 30, "loss": 1.0}\n')
+    file.write_text("")
+    whole = json.loads((runs / "mix0" / "results.json").read_text())
+    lacking = [json.dumps({k: v for k, v in whole.items() if k != key}) for key in whole]
+    for content in ("{", "[]", *lacking):
+        (damaged / "results.json").write_text(content)
+        told = call(runs / "mix0", begun, damaged, file, tmp_path)
+        assert "not finished (it has logged step 30)" in told.err
+        assert "damaged" in told.err and "a.log is no run" in told.err
+        assert len(told.err.splitlines()) == 4
+        assert "### Left out" in told.out and "70.00" in told.out
+    with pytest.raises(SystemExit) as stop:
+        call(begun)
+    assert stop.value.code == 2
+    assert "no finished run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--formt=csv"], "did you mean --format?"),
+        ([], "RUN"),
+        (["--to=report.pdf"], "must end in .md, .csv, .html"),
+        (["--to=nowhere/report.md"], "No such file"),
+        (["--against_policy=keep"], "give --against too"),
+        (["--against=nowhere"], "nowhere is no run directory"),
+    ],
+)
+def test_wrong_arguments_are_told_in_a_line(runs, call, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        call(*arguments, *([runs / "mix0"] if arguments else []))
+    told = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message in told and told.startswith("bvit: ") and len(told.splitlines()) == 1

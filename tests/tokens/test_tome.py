@@ -1,0 +1,139 @@
+"""Token merging against a loop in NumPy that follows the paper, and inside the ViT."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bvit.models.vit import VisionTransformer
+from bvit.tokens import plans as tokens
+from bvit.tokens import tome
+
+
+def numpy_merge(x, size, metric, r, protected):
+    """One image; section 3.2 of the paper, step by step."""
+    x, size, metric = (np.asarray(a, np.float64) for a in (x, size, metric))
+    metric = metric / np.linalg.norm(metric, axis=-1, keepdims=True)
+    even, odd = list(range(0, len(x), 2)), list(range(1, len(x), 2))
+    edges = []
+    for a in even:
+        if a < protected:
+            continue
+        similarities = [metric[a] @ metric[b] for b in odd]
+        edges.append((max(similarities), a, odd[int(np.argmax(similarities))]))
+    edges.sort(key=lambda edge: -edge[0])
+    groups = {b: [b] for b in odd}
+    gone = set()
+    for _, a, b in edges[: min(r, (len(x) - protected) // 2)]:
+        groups[b].append(a)
+        gone.add(a)
+    kept = [[a] for a in even if a not in gone] + [groups[b] for b in odd]
+    return (
+        np.stack([(x[g] * size[g, None]).sum(0) / size[g].sum() for g in kept]),
+        np.array([size[g].sum() for g in kept]),
+    )
+
+
+@pytest.mark.parametrize("protected", [0, 1])
+@pytest.mark.parametrize("tokens", [16, 17])
+@pytest.mark.parametrize("r", [3, 100])
+def test_merge_equals_numpy(protected, tokens, r):
+    rng = np.random.default_rng(0)
+    x, metric = rng.normal(size=(3, tokens, 6)), rng.normal(size=(3, tokens, 4))
+    size = rng.integers(1, 5, (3, tokens)).astype(float)
+    arrays = [jnp.asarray(a, jnp.float32) for a in (x, size, metric)]
+    got, got_size = jax.jit(tome.merge, static_argnames=("r", "protected"))(
+        *arrays, r=r, protected=protected
+    )
+    for i in range(3):
+        expected, expected_size = numpy_merge(x[i], size[i], metric[i], r, protected)
+        np.testing.assert_allclose(got[i], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(got_size[i], expected_size)
+    np.testing.assert_allclose(got_size.sum(-1), size.sum(-1))
+    if protected:
+        np.testing.assert_array_equal(got[:, 0], arrays[0][:, 0])
+
+
+OPTIONS = {"num_classes": 5, "image_size": 16, "patch_size": 4, "width": 12, "num_heads": 3}
+
+
+def images():
+    return jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+
+
+def randomised(model):
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images())
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(scale=0.3, size=x.shape)), shapes)
+
+
+def numpy_tome_vit(params, image, r, pool):
+    """The whole forward pass of one image, with merging and proportional attention."""
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+
+    def norm(x, q):
+        x = x - x.mean(-1, keepdims=True)
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * q["scale"] + q["bias"]
+
+    patches = image.astype(np.float64).reshape(4, 4, 4, 4, 3).swapaxes(1, 2).reshape(16, -1)
+    x = patches @ p["patch_embed"]["kernel"].reshape(-1, 12) + p["patch_embed"]["bias"]
+    protected = int(pool == "cls")
+    if protected:
+        x = np.concatenate([p["cls_token"][0], x])
+    x = x + p["pos_embed"][0]
+    size = np.ones(len(x))
+    for layer in range(3):
+        block = p[f"blocks_{layer}"]
+        y = norm(x, block["norm1"])
+        qkv = block["attn"]["qkv"]
+        query, key, value = np.einsum("td,dphc->phtc", y, qkv["kernel"]) + qkv["bias"][:, :, None]
+        logits = np.einsum("htc,hsc->hts", query, key) / 2 + np.log(size)
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        mixed = np.einsum("hts,hsc->thc", weights, value)
+        proj = block["attn"]["proj"]
+        x = x + np.einsum("thc,hcd->td", mixed, proj["kernel"]) + proj["bias"]
+        x, size = numpy_merge(x, size, key.mean(0), r, protected)
+        y = norm(x, block["norm2"]) @ block["mlp"]["fc1"]["kernel"] + block["mlp"]["fc1"]["bias"]
+        y = np.asarray(jax.nn.gelu(y, approximate=False), np.float64)
+        x = x + y @ block["mlp"]["fc2"]["kernel"] + block["mlp"]["fc2"]["bias"]
+    pooled = x[0] if protected else (x * size[:, None]).sum(0) / size.sum()
+    return norm(pooled, p["norm"]) @ p["head"]["kernel"] + p["head"]["bias"], len(x)
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_vit_with_tome_equals_numpy(pool):
+    model = VisionTransformer(**OPTIONS, depth=3, pool=pool, tome_r=2)
+    variables = randomised(model)
+    logits = jax.jit(model.apply)(variables, images())
+    for image, got in zip(np.asarray(images()), logits, strict=True):
+        expected, left = numpy_tome_vit(variables["params"], image, 2, pool)
+        np.testing.assert_allclose(got, expected, rtol=2e-3, atol=2e-3)
+        assert left == 16 + (pool == "cls") - 3 * 2
+
+
+def test_tokens_fall_by_r_a_layer_and_so_does_the_work():
+    def flops(r):
+        model = VisionTransformer(**{**OPTIONS, "width": 96}, depth=6, tome_r=r)
+        variables = jax.eval_shape(model.init, jax.random.key(0), images())
+        return jax.jit(model.apply).lower(variables, images()).cost_analysis()["flops"]
+
+    assert 0.5 * flops(0) < flops(2) < 0.75 * flops(0)
+
+
+def test_gradients_are_finite_and_reach_every_parameter():
+    model = VisionTransformer(**OPTIONS, depth=2, tome_r=3)
+    variables = randomised(model)
+    grads = jax.jit(jax.grad(lambda v: model.apply(v, images())[:, 0].sum()))(variables)
+    for path, grad in jax.tree.leaves_with_path(grads):
+        assert np.isfinite(grad).all(), path
+        assert np.abs(grad).max() > 0, path
+
+
+def test_a_plan_and_a_negative_number_are_refused():
+    model = VisionTransformer(**OPTIONS, depth=1, tome_r=3)
+    plan = tokens.plan(jnp.zeros((2, 16, 16, 3)), patch_size=4, policy="drop", budget=3)
+    with pytest.raises(ValueError, match="tome_r=3 .* takes no plan"):
+        model.init(jax.random.key(0), images(), plan=plan)
+    with pytest.raises(ValueError, match="tome_r must be .* got -1"):
+        VisionTransformer(**OPTIONS, tome_r=-1)
