@@ -11,7 +11,8 @@ from bvit import stopping
 
 stopping.end_commands_quietly()  # before what takes seconds to load
 
-from bvit import image, models  # noqa: E402
+from bvit import image, models, tokens  # noqa: E402
+from bvit.classify import classify  # noqa: E402
 from bvit.image import (  # noqa: E402
     gaussian_blur,
     mask_patches,
@@ -22,6 +23,7 @@ from bvit.image import (  # noqa: E402
 )
 
 __all__ = [
+    "classify",
     "gaussian_blur",
     "image",
     "mask_patches",
@@ -31,6 +33,7 @@ __all__ = [
     "pretrained",
     "random_gaussian_blur",
     "region_blur",
+    "tokens",
 ]
 
 

@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 
 from bvit import answers
-from bvit.evaluation.evaluate import Outcome
-from bvit.tokens.inputs import Policy
+from bvit.evaluation.evaluator import EvalResult
+from bvit.tokens import parse
 
-KEEP, MERGE = Policy("keep"), Policy("merge", budget=72)
+KEEP, MERGE = parse("keep"), parse("merge:72")
 IMAGENET = 50_000, 1000  # pictures, classes
 
 
 def outcomes(index, ranks):
-    return [Outcome(name, policy, index, rank) for (name, policy), rank in ranks.items()]
+    return [EvalResult(name, policy, index, rank) for (name, policy), rank in ranks.items()]
 
 
 def test_ranks_come_back_under_condition_and_policy(tmp_path):

@@ -34,7 +34,7 @@ def test_public_names_exist(name):
 
 def test_public_functions_of_modules_exist():
     assert callable(bvit.models.create)
-    assert callable(bvit.tokens.plans.plan)
+    assert callable(bvit.tokens.parse)
     assert callable(bvit.pretrained.convert)
     assert callable(bvit.pretrained.load)
 

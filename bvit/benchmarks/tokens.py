@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array
 
 from bvit import models
 from bvit.benchmarks.harness import Case, Function, compute_dtype, flops, waiting
@@ -16,8 +17,8 @@ from bvit.tokens import Attention, Keep, Policy, Tokens, parse
 
 MODEL, BATCH, SIZE = "vit_small_patch16_224", 32, 224
 POLICIES = (
-    *("cluster:98", "merge:97", "drop:98", "cluster:65", "merge:49", "drop:49", "tome:8"),
-    *("merge:97@2", "cluster:98@2", "merge:49@2", "cluster:65@2"),
+    *("cluster:0.5", "atc:0.5", "tome:0.5", "pitome:0.5", "evit:0.5", "drop:0.5", "merge:0.5"),
+    *("cluster:0.6", "cluster:0.4", "merge:97", "drop:98", "merge:49", "drop:49", "tome:8"),
 )
 
 
@@ -43,14 +44,19 @@ def cases() -> Iterator[Case]:
     select = jax.jit(partial(parse("merge:97").plan, vit=model.shape))
     name = "focus measure and selection of merge:97"
     yield Case("tokens", name, waiting(lambda: select(image)), "keep", keep, bytes=image.nbytes)
-    width, tokens = model.width, 1 + model.shape.patches
-    x = jax.random.normal(jax.random.key(2), (BATCH, tokens, width), model.dtype)
-    heads = x.reshape(BATCH, tokens, model.num_heads, -1)
-    policy = parse("cluster:98")
-    join = jax.jit(
-        lambda x, heads: policy.reduce(
-            Tokens(x), Attention(heads, heads), policy.at, plan=None, vit=model.shape
-        )
-    )
-    name = "selection and joining of cluster:98"
-    yield Case("tokens", name, waiting(lambda: join(x, heads)), "keep", keep, bytes=x.nbytes)
+    tokens = 1 + model.shape.patches
+    x = jax.random.normal(jax.random.key(2), (BATCH, tokens, model.width), model.dtype)
+    weights = jax.nn.softmax(jax.random.normal(jax.random.key(3), (BATCH, 1, tokens, tokens)))
+    policy = parse("cluster:0.5")
+
+    @jax.jit
+    def join(x: Array, weights: Array) -> Array:
+        found = Tokens(x)
+        for block in policy.blocks(model.shape):
+            left = found.x.shape[1]
+            attention = Attention(found.x, weights[:, :, :left, :left])
+            found = policy.reduce(found, attention, block, plan=None, vit=model.shape)
+        return found.x
+
+    name = "selection and joining of cluster:0.5, all stages"
+    yield Case("tokens", name, waiting(lambda: join(x, weights)), "keep", keep, bytes=x.nbytes)

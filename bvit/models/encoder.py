@@ -29,10 +29,11 @@ def by_token(x: Shaped[Array, "n t width"]) -> Shaped[Array, "n*t width"]:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention."""
+    """Multi-head self-attention; returns its weights if it is to keep them."""
 
     num_heads: int
     dtype: DTypeLike
+    keep_weights: bool
 
     @nn.compact
     def __call__(
@@ -49,7 +50,7 @@ class Attention(nn.Module):
           bias: added to the logits of attending to each token.
 
         Returns:
-          The mixed tokens, and the queries and keys that mixed them.
+          The mixed tokens, and what the policy may want to know of how.
         """
         width = x.shape[-1]
         # The axes 3 (query, key, value) × heads × head_dim stay apart in the kernel, so that heads
@@ -62,13 +63,16 @@ class Attention(nn.Module):
         )(by_token(x))
         qkv = qkv.reshape(*x.shape[:2], *qkv.shape[1:])
         query, key, value = jnp.moveaxis(qkv, -3, 0)
-        mixed = jax.nn.dot_product_attention(
-            query, key, value, mask=_over_queries(mask), bias=_over_queries(bias)
-        )
+        mask, bias, weights = _over_queries(mask), _over_queries(bias), None
+        if self.keep_weights:
+            weights = nn.dot_product_attention_weights(query, key, bias, mask, dtype=self.dtype)
+            mixed = jnp.einsum("nhqk,nkhd->nqhd", weights, value)
+        else:
+            mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, bias=bias)
         mixed = nn.DenseGeneral(
             width, axis=(-2, -1), dtype=self.dtype, kernel_init=truncated_normal, name="proj"
         )(mixed.reshape(-1, *mixed.shape[2:]))
-        return mixed.reshape(x.shape), Attended(query, key)
+        return mixed.reshape(x.shape), Attended(key, weights)
 
 
 def _over_queries(x: Shaped[Array, "n t"] | None) -> Shaped[Array, "n 1 1 t"] | None:
@@ -137,7 +141,8 @@ class Block(nn.Module):
 
         # Padding has size 0 and is masked: its bias has only to be finite.
         bias = None if tokens.size is None else jnp.log(jnp.maximum(tokens.size, 1))
-        branch, attention = Attention(self.num_heads, self.dtype, name="attn")(
+        keep_weights = self.policy.reads_weights(self.number, self.vit)
+        branch, attention = Attention(self.num_heads, self.dtype, keep_weights, name="attn")(
             layer_norm(dtype=self.dtype, name="norm1")(tokens.x), tokens.mask, bias
         )
         tokens = tokens.replace(x=tokens.x + dropped(branch))

@@ -27,11 +27,9 @@ HEADS: dict[type[nn.Module], tuple[str, ...]] = {
     VisionTransformer: ("head",),
 }
 
-# What weights may come without, or a model be made without: GoogLeNet's auxiliary heads, and what a
-# ViT learns of merged tokens, which starts at zero, where it changes nothing.
+# What weights may come without, or a model be made without.
 OPTIONAL: dict[type[nn.Module], tuple[str, ...]] = {
     GoogLeNet: ("aux1", "aux2"),
-    VisionTransformer: ("scale_embed", "detail_kernel"),
 }
 
 # The CNNs' variables do not depend on the size of their images.
@@ -85,7 +83,7 @@ def convert(
       replace_head: give the model a new head, drawn as for training from scratch, and leave out
         the published one, if there is one: needed where the number of classes differs.
       seed: of what is drawn: a new head, and what published weights lack (GoogLeNet's auxiliary
-        heads, if the file has none). A ViT's embeddings of merged tokens start at zero.
+        heads, if the file has none).
       **overrides: of the model, as for `bvit.models.create`. A ViT's position and patch embeddings
         are resampled for its `image_size` and `patch_size`.
 

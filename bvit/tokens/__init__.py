@@ -1,10 +1,13 @@
 """What a ViT spends its compute on: policies, one file each, and the grammar that reads them."""
 
+from bvit.tokens.atc import Atc
 from bvit.tokens.cluster import Cluster
 from bvit.tokens.drop import Drop
+from bvit.tokens.evit import Evit
 from bvit.tokens.grammar import POLICIES, parse
 from bvit.tokens.keep import Keep
 from bvit.tokens.merge import Merge
+from bvit.tokens.pitome import Pitome
 from bvit.tokens.plan import Plan
 from bvit.tokens.policy import Attention, Policy, Tokens, ViTShape, mean_tokens, operations
 from bvit.tokens.pool import Pool
@@ -14,11 +17,14 @@ from bvit.tokens.zero import Zero
 
 __all__ = [
     "POLICIES",
+    "Atc",
     "Attention",
     "Cluster",
     "Drop",
+    "Evit",
     "Keep",
     "Merge",
+    "Pitome",
     "Plan",
     "Policy",
     "Pool",

@@ -7,19 +7,24 @@ import re
 from typing import Any
 
 from bvit.image.scores import DEFAULT_SCORE, own_threshold
+from bvit.tokens.atc import Atc
 from bvit.tokens.cluster import Cluster
 from bvit.tokens.drop import Drop
+from bvit.tokens.evit import Evit
 from bvit.tokens.keep import Keep
 from bvit.tokens.merge import Merge
+from bvit.tokens.pitome import Pitome
 from bvit.tokens.policy import Policy
 from bvit.tokens.pool import Pool
 from bvit.tokens.random import Random
+from bvit.tokens.stages import StagedPolicy
 from bvit.tokens.tome import Tome
 from bvit.tokens.zero import Zero
 
 # A new policy is a file beside this one, and a row here.
 POLICIES: dict[str, type[Policy]] = {
-    policy.name: policy for policy in (Keep, Zero, Drop, Pool, Random, Merge, Cluster, Tome)
+    policy.name: policy
+    for policy in (Keep, Zero, Drop, Pool, Random, Merge, Cluster, Tome, Pitome, Atc, Evit)
 }
 # Fields that are set by the configuration rather than typed.
 CONFIGURED = ("score", "zero_at")
@@ -36,7 +41,9 @@ def parse(
 
     - A budget behind a colon: a whole number of tokens, `drop:98` (for `tome`, the pairs that each
       block merges), or a share of the operations of `keep`, `drop:0.5`.
-    - The block in which tokens are reduced behind an @, counted from 1: `cluster:0.5@2`.
+    - The block in which tokens are reduced behind an @, counted from 1: `drop:0.5@2`. Policies that
+      reduce in stages take several, `cluster:0.5@5+9`, and what each of them leaves, as tokens or
+      shares of the patches, `cluster:0.4+0.15@5+9`.
     - For `zero`, `threshold` or `threshold=0.1`: go by the focus measure `score`, from its own
       threshold or from this one. `zero` alone is the paper's experiment: the variance of the
       Laplacian must be at least 100.
@@ -64,9 +71,12 @@ def parse(
     fields = {field.name: field for field in dataclasses.fields(policy)}
     configured: dict[str, Any] = {"score": score, "zero_at": zero_at}
     options = {key: value for key, value in configured.items() if key in fields}
-    if at is not None:
-        _check_takes(policy, fields, "at", f"@{at}", text)
-        options["at"] = at
+    staged = issubclass(policy, StagedPolicy)
+    if at:
+        _check_takes(policy, fields, "at", text[text.index("@") :], text)
+        if len(at) > 1 and not staged:
+            raise ValueError(f"policy {name} acts in one block, as {name}:0.5@2: got {text!r}.")
+        options["at"] = at if staged else at[0]
     for part in parts:
         key, equals, value = part.partition("=")
         if key == "threshold":
@@ -76,7 +86,10 @@ def parse(
             _check_takes(policy, fields, "budget", part, text)
             if "budget" in options:
                 raise ValueError(f"a policy has one budget, as {name}:0.5: got {text!r}.")
-            options["budget"] = _budget(part, name, text)
+            each = tuple(_budget(one, name, text) for one in part.split("+"))
+            if len(each) > 1 and not staged:
+                raise ValueError(f"policy {name} has one budget, as {name}:0.5: got {text!r}.")
+            options["budget"] = each if len(each) > 1 else each[0]
     if policy is Zero and not parts:
         options |= _paper(score, threshold)
     required = "budget" in fields and fields["budget"].default is dataclasses.MISSING
@@ -88,15 +101,16 @@ def parse(
     return policy(**options)
 
 
-def _split(text: str) -> tuple[str, list[str], int | None]:
-    """Name, what stands behind colons, and the block behind @."""
-    head, mark, block = text.partition("@")
-    if mark and not re.fullmatch(r"[0-9]+", block):
+def _split(text: str) -> tuple[str, list[str], tuple[int, ...]]:
+    """Name, what stands behind colons, and the blocks behind @."""
+    head, mark, blocks = text.partition("@")
+    if mark and not re.fullmatch(r"[0-9]+(\+[0-9]+)*", blocks):
         raise ValueError(
-            f"behind @ stands the number of a block, as cluster:0.5@2: got {block!r} in {text!r}."
+            "behind @ stands the number of a block, as cluster:0.5@4, or several, as "
+            f"cluster:0.5@5+9: got {blocks!r} in {text!r}."
         )
     name, *parts = head.split(":")
-    return name, parts, int(block) if mark else None
+    return name, parts, tuple(map(int, blocks.split("+"))) if mark else ()
 
 
 def _check_takes(

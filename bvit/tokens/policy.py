@@ -57,10 +57,16 @@ class ViTShape(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """What a block's attention computed, for policies that compare tokens by it."""
+    """What a block's attention computed, for policies that compare tokens by it.
 
-    query: Float[Array, "n t heads head_dim"]
+    Attributes:
+      key: the keys.
+      weights: of each query and key, summing to 1 over keys; None where no policy reads them, so
+        that attention can be fused.
+    """
+
     key: Float[Array, "n t heads head_dim"]
+    weights: Float[Array, "n heads t t"] | None
 
 
 @struct.dataclass
@@ -141,6 +147,11 @@ class Policy:
         del plan
         x = embed(patchify(images, vit.patch_size))
         return Tokens(x + positions.reshape(1, vit.patches, -1))
+
+    def reads_weights(self, block: int, vit: ViTShape) -> bool:
+        """Whether `reduce` needs the attention's weights in this block."""
+        del block, vit
+        return False
 
     def reduce(
         self, tokens: Tokens, attention: Attention, block: int, *, plan: Any, vit: ViTShape

@@ -29,7 +29,7 @@ class Tome(Policy):
     @property
     def label(self) -> str:
         """The policy as people type it."""
-        return f"tome:{self.budget}"
+        return f"{self.name}:{self.budget}"
 
     def num_merged(self, vit: ViTShape) -> int:
         """Pairs that each block merges."""

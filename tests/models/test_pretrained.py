@@ -196,15 +196,6 @@ def test_a_vits_embeddings_are_resampled_for_other_sizes():
     assert model.apply(variables, np.zeros((1, 24, 40, 3), np.float32)).shape == (1, CLASSES)
 
 
-def test_what_a_vit_learns_of_merged_tokens_starts_at_zero():
-    merging = pretrained.convert(VIT_NAME, _vit_state(), merge_levels=2, merge_detail=True, **VIT)
-    params = merging["params"]
-    for name in ("scale_embed", "detail_kernel"):
-        assert not params.pop(name).any()
-    plain = pretrained.convert(VIT_NAME, _vit_state(), **VIT)
-    jax.tree.map(np.testing.assert_array_equal, merging, plain)
-
-
 @pytest.mark.parametrize(
     "name, state, overrides",
     [("resnet18", _resnet_state, RESNET), ("googlenet", _googlenet_state, GOOGLENET)],

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from bvit.image.patches import halve, patchify
-from bvit.image.scores import relative_detail
+from bvit.image.patches import patchify
 from bvit.models.vit import VisionTransformer
-from bvit.tokens import plans as tokens
+from bvit.tokens import parse
 
 TINY = {
     "num_classes": 5,
@@ -206,150 +205,65 @@ def test_bad_images_are_refused(x, message):
         VisionTransformer(**TINY).init(jax.random.key(0), x)
 
 
-SMALL = {**TINY, "image_size": 32, "merge_levels": 2}  # a grid of 8×8
+SMALL = {**TINY, "image_size": 32}  # a grid of 8×8
 
 
 def pixels(n=2, seed=0):
     return jax.random.uniform(jax.random.key(seed), (n, 32, 32, 3))
 
 
-def draw(x, policy, budget=None, **options):
-    return tokens.plan(x, patch_size=4, policy=policy, budget=budget, **options)
+def follow(model, text, x, **options):
+    """A function of the variables: the logits of x, taken as it is, under a policy."""
+    policy = parse(text, **options)
+    plan = policy.plan(x, model.shape) if policy.needs_plan else None
+    return jax.jit(lambda variables: model.apply(variables, x, policy=policy, plan=plan))
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-@pytest.mark.parametrize(
-    ("policy", "budget", "after"),
-    [
-        ("keep", None, 0),
-        ("drop", 64, 0),
-        ("pool", 64, 0),
-        ("merge", 64, 0),
-        ("merge2", 64, 0),
-        ("merge2", 64, 1),
-    ],
-)
-def test_a_plan_of_all_patches_changes_nothing(pool, policy, budget, after):
-    model = VisionTransformer(**{**SMALL, "depth": 1 + after}, pool=pool, plan_after=after)
+@pytest.mark.parametrize("text", ["drop:64", "drop:64@1", "merge:64", "merge:64@1", "cluster:64"])
+def test_a_policy_of_all_patches_changes_nothing(pool, text):
+    model = VisionTransformer(**SMALL, pool=pool)
     x = pixels()
     variables = randomised(model, x)
-    planned = jax.jit(model.apply)(variables, x, plan=draw(x, policy, budget))
-    np.testing.assert_allclose(planned, jax.jit(model.apply)(variables, x), rtol=1e-4, atol=1e-4)
+    whole = jax.jit(model.apply)(variables, x)
+    np.testing.assert_allclose(follow(model, text, x)(variables), whole, rtol=1e-3, atol=1e-3)
 
 
-def given_to(block, model, variables, x, plan):
-    """The tokens that a block is given."""
+def test_tokens_are_embedded_tiles_with_mean_positions():
+    model = VisionTransformer(**{**SMALL, "depth": 1})
+    x = pixels()
+    policy = parse("merge:31", score="laplacian")
+    plan = policy.plan(x, model.shape)
+    variables = randomised(model, x)
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"])
     seen = []
 
     def watch(call, args, kwargs, context):
-        if context.module.name == block:
+        if context.module.name == "blocks_0" and context.method_name == "__call__":
             seen.append(args[0])
         return call(*args, **kwargs)
 
     with nn.intercept_methods(watch):
-        model.apply(variables, x, plan=plan)
-    return seen[0]
-
-
-def embedded(model, variables, x, plan):
-    """What the first block is given."""
-    return given_to("blocks_0", model, variables, x, plan)
-
-
-@pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_a_plan_after_a_block_takes_means_of_what_the_block_made(pool):
-    model = VisionTransformer(**SMALL, pool=pool, plan_after=1, merge_detail=True)
-    x = pixels()
-    plan = draw(x, "merge2", 4 + 3 * 5, score="laplacian")  # of which all levels come here
-    variables = randomised(model, x)
-    p = jax.tree.map(np.asarray, variables["params"])
-    whole = np.asarray(given_to("blocks_1", model, variables, x, None))
-    taken = np.asarray(given_to("blocks_1", model, variables, x, plan))
-    own = int(pool == "cls")
-    np.testing.assert_allclose(taken[:, :own], whole[:, :own], rtol=1e-4, atol=1e-4)
-    assert taken.shape[1] == own + 19
-    fine = whole[:, own:].reshape(2, 4, 2, 4, 2, 12)  # halves of halves, to average over
-    middle = fine.mean((2, 4))
-    levels = [
-        whole[:, own:],
-        middle.reshape(2, 16, 12)
-        + p["scale_embed"][0]
-        + fine.swapaxes(2, 3).reshape(2, 16, 48) @ p["detail_kernel"][0],
-        middle.reshape(2, 2, 2, 2, 2, 12).mean((2, 4)).reshape(2, 4, 12)
-        + p["scale_embed"][1]
-        + middle.reshape(2, 2, 2, 2, 2, 12).swapaxes(2, 3).reshape(2, 4, 48)
-        @ p["detail_kernel"][1],
-    ]
-    tiles = np.concatenate(levels, axis=1)
-    wanted = np.take_along_axis(tiles, np.asarray(plan.tile)[..., None], 1)
-    np.testing.assert_allclose(taken[:, own:], wanted, rtol=1e-3, atol=1e-3)
-    assert set(np.ravel(plan.level)) == {0, 1, 2}
-
-
-def test_a_plan_must_leave_blocks_to_run():
-    with pytest.raises(ValueError, match="plan_after must leave blocks .* 0 to depth - 1 = 1"):
-        VisionTransformer(**TINY, plan_after=2)
-
-
-@pytest.mark.parametrize("detail", [False, True])
-def test_tokens_are_embedded_tiles_with_mean_position_scale_and_detail(detail):
-    model = VisionTransformer(**{**SMALL, "depth": 1}, merge_detail=detail)
-    x = pixels()
-    plan = draw(x, "merge2", 4 + 3 * 5, score="laplacian")  # of which all levels come here
-    variables = randomised(model, x)
-    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"])
-    kernel = p["patch_embed"]["kernel"].reshape(-1, 12)
-
-    def embed(image, row, column, side):
-        """The tile at pixels (row, column), `side` patches wide, averaged down and embedded."""
-        block = np.asarray(image, np.float64)[row : row + 4 * side, column : column + 4 * side]
-        tile = block.reshape(4, side, 4, side, 3).mean((1, 3))
-        return tile.ravel() @ kernel + p["patch_embed"]["bias"]
-
-    x_embedded = embedded(model, variables, x, plan)
-    grid = p["pos_embed"][0, 1:].reshape(8, 8, 12)
-    for i, image in enumerate(np.asarray(x)):
-        np.testing.assert_allclose(
-            x_embedded[i, 0], p["cls_token"][0, 0] + p["pos_embed"][0, 0], rtol=1e-4, atol=1e-4
-        )
-        for token, tile in enumerate(np.asarray(plan.tile[i])):
-            level = int(plan.level[i, token])
-            side = 2**level
-            row, column = (side * k for k in divmod(tile - [0, 64, 80][level], 8 // side))
-            expected = embed(image, 4 * row, 4 * column, side)
-            expected += grid[row : row + side, column : column + side].mean((0, 1))
-            if level:
-                expected += p["scale_embed"][level - 1]
-            if level and detail:
-                half = side // 2
-                four = [
-                    embed(image, 4 * (row + half * a), 4 * (column + half * b), half)
-                    for a in (0, 1)
-                    for b in (0, 1)
-                ]
-                expected += np.concatenate(four) @ p["detail_kernel"][level - 1]
-            np.testing.assert_allclose(
-                x_embedded[i, 1 + token], expected, rtol=1e-3, atol=1e-3, err_msg=f"level {level}"
-            )
-    assert set(np.ravel(plan.level)) == {0, 1, 2}
-
-
-def test_a_model_without_scale_embeddings_takes_merged_tokens():
-    """Levels that the model has no embedding for get none; so zeros change nothing."""
-    x = pixels()
-    plan = draw(x, "merge2", 4 + 3 * 5)
-    variables = randomised(VisionTransformer(**SMALL), x)
-    scale = variables["params"].pop("scale_embed")
-    bare = jax.jit(VisionTransformer(**{**SMALL, "merge_levels": 0}).apply)
-    one = jax.jit(VisionTransformer(**{**SMALL, "merge_levels": 1}).apply)
-    with_one = {"params": {**variables["params"], "scale_embed": 0 * scale[:1]}}
-    np.testing.assert_allclose(
-        one(with_one, x, plan=plan), bare(variables, x, plan=plan), rtol=1e-5
-    )
+        model.apply(variables, x, policy=policy, plan=plan)
+    tokens, where = seen[0], np.asarray(plan.where)
+    grid = p["pos_embed"][0, 1:]
+    for i, image in enumerate(np.asarray(x, np.float64)):
+        own = p["cls_token"][0, 0] + p["pos_embed"][0, 0]
+        np.testing.assert_allclose(tokens.x[i, 0], own, rtol=1e-4, atol=1e-4)
+        for number in range(31):
+            patches = np.flatnonzero(where[i] == number)
+            row, column = divmod(patches[0], 8)
+            side = int(len(patches) ** 0.5)
+            block = image[4 * row : 4 * (row + side), 4 * column : 4 * (column + side)]
+            tile = block.reshape(4, side, 4, side, 3).mean((1, 3)).ravel()
+            wanted = tile @ p["patch_embed"]["kernel"].reshape(-1, 12) + p["patch_embed"]["bias"]
+            wanted += grid[patches].mean(0)
+            np.testing.assert_allclose(tokens.x[i, 1 + number], wanted, rtol=1e-3, atol=1e-3)
+            assert tokens.size[i, 1 + number] == side**2
 
 
 def test_drop_is_equivariant_to_shuffling_patches_with_their_positions():
-    model = VisionTransformer(**{**SMALL, "merge_levels": 0})
+    model = VisionTransformer(**SMALL)
     x = pixels()
     variables = randomised(model, x)
     order = np.random.default_rng(0).permutation(64)
@@ -358,79 +272,34 @@ def test_drop_is_equivariant_to_shuffling_patches_with_their_positions():
     positions = variables["params"]["pos_embed"]
     moved = jnp.concatenate([positions[:, :1], positions[:, 1:][:, order]], axis=1)
     moved = {"params": {**variables["params"], "pos_embed": moved}}
-    # A score of a patch alone; the default one measures the noise between patches too.
-    plan, plan_shuffled = (draw(y, "drop", 20, score="laplacian") for y in (x, shuffled))
-    np.testing.assert_array_equal(
-        np.sort(order[np.asarray(plan_shuffled.tile)]), np.asarray(plan.tile)
-    )
-    apply = jax.jit(model.apply)
-    logits = apply(variables, x, plan=plan)
-    np.testing.assert_allclose(apply(moved, shuffled, plan=plan_shuffled), logits, rtol=1e-3)
+    # The measure of a patch alone; the default one compares patches to find the noise.
+    logits = follow(model, "drop:20", x, score="laplacian")(variables)
+    again = follow(model, "drop:20", shuffled, score="laplacian")(moved)
+    np.testing.assert_allclose(again, logits, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_padding_changes_nothing(pool):
-    model = VisionTransformer(**{**SMALL, "depth": 1}, pool=pool)
-    x = pixels(1)
-    variables = randomised(model, x)
-    scores = np.sort(np.ravel(relative_detail(x, patch_size=4)))
-    exact = draw(x, "drop", 10)
-    padded = draw(x, "drop", 30, threshold=scores[-10])
-    assert (padded.num_tokens, int(padded.mask.sum())) == (30, 10)
-    apply = jax.jit(model.apply)
-    expected = apply(variables, x, plan=exact)
-    np.testing.assert_allclose(apply(variables, x, plan=padded), expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_size_bias_makes_a_merged_token_count_as_the_patches_it_stands_for(pool):
+def test_a_merged_token_counts_as_the_patches_it_stands_for(pool):
     """Where the patches of a block are all alike, merging them must not show at all."""
-    model = VisionTransformer(**{**SMALL, "merge_levels": 0}, pool=pool, size_bias=True)
-    x = jnp.tile(jax.random.uniform(jax.random.key(0), (2, 4, 4, 3)), (1, 8, 8, 1))
-    x = x * jnp.repeat(jnp.repeat(jax.random.uniform(jax.random.key(1), (2, 4, 4, 1)), 8, 1), 8, 2)
+    model = VisionTransformer(**SMALL, pool=pool)
+    x = jax.random.uniform(jax.random.key(0), (2, 4, 4, 3))
+    x = jnp.repeat(jnp.repeat(x, 8, 1), 8, 2)  # blocks of one colour
     variables = randomised(model, x)
-    # A block's tile is the mean of what its four patches show, 2×2 pixels at a time: equal to them
-    # only if they are flat.
-    x = jnp.repeat(jnp.repeat(halve(halve(halve(x))), 8, 1), 8, 2)
     prefix = int(pool == "cls")
     positions = variables["params"]["pos_embed"][:, prefix:].reshape(1, 8, 8, 12)
     positions = jnp.repeat(jnp.repeat(positions[:, ::2, ::2], 2, 1), 2, 2).reshape(1, 64, 12)
     own = variables["params"]["pos_embed"][:, :prefix]
     variables["params"]["pos_embed"] = jnp.concatenate([own, positions], axis=1)
-    apply = jax.jit(model.apply)
-    merged = apply(variables, x, plan=draw(x, "merge", 16 + 3 * 4))
-    np.testing.assert_allclose(merged, apply(variables, x), rtol=1e-3, atol=1e-4)
+    whole = jax.jit(model.apply)(variables, x)
+    for text in ("merge:28", "merge:28@1"):
+        merged = follow(model, text, x)(variables)
+        np.testing.assert_allclose(merged, whole, rtol=1e-3, atol=1e-4)
 
 
-def test_every_parameter_gets_a_gradient_from_merged_tokens():
-    """As initialised, so with the zeros of the scale embedding and of the detail."""
-    model = VisionTransformer(**{**SMALL, "depth": 1}, merge_detail=True)
-    x = pixels()
-    plan = draw(x, "merge2", 4 + 3 * 5)
-    variables = jax.jit(model.init)(jax.random.key(0), x)
-    for name in ("scale_embed", "detail_kernel"):
-        assert not variables["params"][name].any()
-
-    def loss(variables, x):
-        return model.apply(variables, x, plan=plan)[:, 1].sum()
-
-    grads = jax.jit(jax.grad(loss, argnums=(0, 1)))(variables, x)
-    for path, grad in jax.tree.leaves_with_path(grads):
-        assert np.isfinite(grad).all(), path
-        assert np.abs(grad).max() > 0, path
-
-
-def test_a_plan_for_other_images_is_refused():
-    x = pixels()
-    variables = randomised(VisionTransformer(**SMALL), x)
-    other = tokens.plan(x, patch_size=8, policy="drop", budget=4)
-    for plan in (other, draw(x[:1], "drop", 4), draw(x[0], "drop", 4)):
-        with pytest.raises(
-            ValueError, match="plan must be for 2 images of 8×8 patches of 4 pixels"
-        ):
-            VisionTransformer(**SMALL).apply(variables, x, plan=plan)
-
-
-def test_detail_without_levels_is_refused():
-    with pytest.raises(ValueError, match="merge_detail needs merge_levels"):
-        VisionTransformer(**TINY, merge_detail=True)
+def test_where_is_reported_on_request_and_is_no_variable():
+    model = VisionTransformer(**SMALL)
+    assert set(jax.eval_shape(model.init, jax.random.key(0), pixels())) == {"params"}
+    variables = randomised(model, pixels())
+    _, kept = model.apply(variables, pixels(), mutable=["intermediates"])
+    (where,) = kept["intermediates"]["where"]
+    np.testing.assert_array_equal(where, [np.arange(64)] * 2)

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from bvit import answers
-from bvit.evaluation.evaluate import Outcome
+from bvit.evaluation.evaluator import EvalResult
 from bvit.report import pairing
 from bvit.report.comparison import Run, group
-from bvit.tokens.inputs import Policy
+from bvit.tokens import parse
 
 PICTURES = 400
-KEEP, MERGE = Policy("keep"), Policy("merge", budget=7)
+KEEP, MERGE = parse("keep"), parse("merge:7")
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def make_run(tmp_path):
         rng = np.random.default_rng([seed, *name.encode()])
         (tmp_path / name).mkdir()
         if cells is not None:
-            outcomes = [Outcome(*cell, index, rng.integers(0, 3, len(index))) for cell in cells]
+            outcomes = [EvalResult(*cell, index, rng.integers(0, 3, len(index))) for cell in cells]
             answers.write(tmp_path / name, outcomes)
         config = {"seed": seed, "model": {"name": "vit"}, **settings}
         results = {"config": config, "seed": seed, "step": 1, "rows": []}

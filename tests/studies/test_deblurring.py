@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from bvit import sharding
-from bvit.evaluation.evaluate import Outcome, make_corrupt
+from bvit.evaluation.evaluator import EvalResult, make_corrupt
 from bvit.studies import deblurring, deblurring_report
-from bvit.tokens.inputs import Policy
+from bvit.tokens import parse
 
-KEEP = Policy("keep", patch_size=8)
+KEEP = parse("keep")
 CONDITIONS = ("noisy:blur", "wiener:noisy:blur", "sharp", "richardson_lucy:stored:blur")
 COSTS = {
     "direct": {"ms": 1.0, "gflops": 0.1},
@@ -26,7 +26,8 @@ def rows(better=0):
     right = {"noisy:blur": direct, "wiener:noisy:blur": deblurred, "sharp": direct}
     right["richardson_lucy:stored:blur"] = direct
     outcomes = [
-        Outcome(name, KEEP, np.arange(100), (~right[name]).astype(np.int32)) for name in CONDITIONS
+        EvalResult(name, KEEP, np.arange(100), (~right[name]).astype(np.int32))
+        for name in CONDITIONS
     ]
     return deblurring.make_rows(outcomes, COSTS)
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from bvit.models.vit import VisionTransformer
-from bvit.tokens import plans as tokens
-from bvit.tokens import tome
+from bvit.tokens import Tome, tome
 
 
 def numpy_merge(x, size, metric, r, protected):
@@ -42,13 +41,17 @@ def test_merge_equals_numpy(protected, tokens, r):
     x, metric = rng.normal(size=(3, tokens, 6)), rng.normal(size=(3, tokens, 4))
     size = rng.integers(1, 5, (3, tokens)).astype(float)
     arrays = [jnp.asarray(a, jnp.float32) for a in (x, size, metric)]
-    got, got_size = jax.jit(tome.merge, static_argnames=("r", "protected"))(
+    got, got_size, to = jax.jit(tome.merge, static_argnames=("r", "protected"))(
         *arrays, r=r, protected=protected
     )
     for i in range(3):
         expected, expected_size = numpy_merge(x[i], size[i], metric[i], r, protected)
         np.testing.assert_allclose(got[i], expected, rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(got_size[i], expected_size)
+        for token, group in enumerate(np.asarray(to[i])):
+            members = np.asarray(to[i]) == group
+            np.testing.assert_allclose(got_size[i, group], size[i, members].sum())
+            assert members[token]
     np.testing.assert_allclose(got_size.sum(-1), size.sum(-1))
     if protected:
         np.testing.assert_array_equal(got[:, 0], arrays[0][:, 0])
@@ -103,37 +106,10 @@ def numpy_tome_vit(params, image, r, pool):
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_vit_with_tome_equals_numpy(pool):
-    model = VisionTransformer(**OPTIONS, depth=3, pool=pool, tome_r=2)
+    model = VisionTransformer(**OPTIONS, depth=3, pool=pool)
     variables = randomised(model)
-    logits = jax.jit(model.apply)(variables, images())
+    logits = jax.jit(lambda v, x: model.apply(v, x, policy=Tome(2)))(variables, images())
     for image, got in zip(np.asarray(images()), logits, strict=True):
         expected, left = numpy_tome_vit(variables["params"], image, 2, pool)
         np.testing.assert_allclose(got, expected, rtol=2e-3, atol=2e-3)
         assert left == 16 + (pool == "cls") - 3 * 2
-
-
-def test_tokens_fall_by_r_a_layer_and_so_does_the_work():
-    def flops(r):
-        model = VisionTransformer(**{**OPTIONS, "width": 96}, depth=6, tome_r=r)
-        variables = jax.eval_shape(model.init, jax.random.key(0), images())
-        return jax.jit(model.apply).lower(variables, images()).cost_analysis()["flops"]
-
-    assert 0.5 * flops(0) < flops(2) < 0.75 * flops(0)
-
-
-def test_gradients_are_finite_and_reach_every_parameter():
-    model = VisionTransformer(**OPTIONS, depth=2, tome_r=3)
-    variables = randomised(model)
-    grads = jax.jit(jax.grad(lambda v: model.apply(v, images())[:, 0].sum()))(variables)
-    for path, grad in jax.tree.leaves_with_path(grads):
-        assert np.isfinite(grad).all(), path
-        assert np.abs(grad).max() > 0, path
-
-
-def test_a_plan_and_a_negative_number_are_refused():
-    model = VisionTransformer(**OPTIONS, depth=1, tome_r=3)
-    plan = tokens.plan(jnp.zeros((2, 16, 16, 3)), patch_size=4, policy="drop", budget=3)
-    with pytest.raises(ValueError, match="tome_r=3 .* takes no plan"):
-        model.init(jax.random.key(0), images(), plan=plan)
-    with pytest.raises(ValueError, match="tome_r must be .* got -1"):
-        VisionTransformer(**OPTIONS, tome_r=-1)

@@ -36,8 +36,8 @@ def step_of(name, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", MODELS)
 def test_losses_are_the_same_on_one_device_and_on_eight(name, layout):
-    _, one = run(MODELS[name], one_device(), steps=STEPS, recipe=RECIPES[name], rate=RATE)
-    _, eight = run(MODELS[name], mesh(layout), steps=STEPS, recipe=RECIPES[name], rate=RATE)
+    _, one = run(MODELS[name], one_device(), steps=STEPS, hyper=RECIPES[name], rate=RATE)
+    _, eight = run(MODELS[name], mesh(layout), steps=STEPS, hyper=RECIPES[name], rate=RATE)
     for metric in ("loss", "grad_norm"):
         found, wanted = ([m[metric] for m in run] for run in (eight, one))
         np.testing.assert_allclose(found[:3], wanted[:3], rtol=1e-5, err_msg=metric)

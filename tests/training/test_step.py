@@ -5,6 +5,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from small_runs import (
     BATCH,
@@ -22,8 +23,8 @@ from small_runs import (
 
 from bvit import sharding
 from bvit.image.conditions import indexed_keys
-from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD
-from bvit.tokens.inputs import Policy
+from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD, to_float
+from bvit.tokens import parse
 from bvit.training.step import AUX_WEIGHT, make_gradients, make_inputs
 
 
@@ -35,8 +36,8 @@ def test_training_learns_a_batch_by_heart():
 
 
 def test_every_step_draws_anew_and_every_run_the_same():
-    _, first = run(VIT, one_device(), steps=3, recipe=FULL)
-    _, again = run(VIT, one_device(), steps=3, recipe=FULL)
+    _, first = run(VIT, one_device(), steps=3, hyper=FULL)
+    _, again = run(VIT, one_device(), steps=3, hyper=FULL)
     assert first == again
     # With dropout as the one thing that is random, and a rate of zero, only the draw differs.
     _, metrics = run(VIT, one_device(), steps=2, rate=0.0, batches=[make_batch(0)] * 2)
@@ -56,9 +57,9 @@ def test_an_update_that_is_not_finite_is_told():
 
 
 def test_a_skipped_update_leaves_parameters_and_statistics_as_they_were():
-    recipe = dataclasses.replace(PLAIN, skip_nonfinite=True, mean=(float("nan"),) * 3)
-    before, _ = run(RESNET, one_device(), steps=0, recipe=recipe)
-    after, metrics = run(RESNET, one_device(), recipe=recipe)
+    hyper = dataclasses.replace(PLAIN, skip_nonfinite=True, mean=(float("nan"),) * 3)
+    before, _ = run(RESNET, one_device(), steps=0, hyper=hyper)
+    after, metrics = run(RESNET, one_device(), hyper=hyper)
     assert metrics[0]["finite"] == 0.0
     assert int(after.step) == 1
     before, after = before.replace(step=0), after.replace(step=0)
@@ -66,9 +67,9 @@ def test_a_skipped_update_leaves_parameters_and_statistics_as_they_were():
 
 
 def test_the_average_of_the_parameters_follows_them():
-    recipe = dataclasses.replace(PLAIN, ema_decay=0.75)
-    start, _ = run(QUIET_VIT, one_device(), steps=0, recipe=recipe, ema=True)
-    state, _ = run(QUIET_VIT, one_device(), recipe=recipe, ema=True)
+    hyper = dataclasses.replace(PLAIN, ema_decay=0.75)
+    start, _ = run(QUIET_VIT, one_device(), steps=0, hyper=hyper, ema=True)
+    state, _ = run(QUIET_VIT, one_device(), hyper=hyper, ema=True)
     expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, start.params, state.params)
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7),
@@ -108,26 +109,26 @@ def test_auxiliary_heads_add_to_the_loss_with_their_weight():
 
 
 def test_mixup_mixes_pictures_and_targets_of_a_pair_by_the_same_share():
-    recipe = dataclasses.replace(FULL, condition="sharp", mean=(0.0,) * 3, std=(1.0,) * 3)
+    hyper = dataclasses.replace(FULL, condition="sharp", mean=(0.0,) * 3, std=(1.0,) * 3)
     batch = make_batch(0)
     target = jax.nn.one_hot(jnp.arange(BATCH) % CLASSES, CLASSES)
     keys = indexed_keys(jax.random.key(1), jnp.arange(BATCH))
-    image, _, mixed, _ = make_inputs(keys, batch["image"], target, recipe)
+    inputs, mixed, _ = make_inputs(VIT, keys, batch["image"], target, hyper)
     pixels = batch["image"] / np.float32(255)
     for i in range(BATCH):
         share = float(mixed[i, i % CLASSES])
         partner = i ^ 1
         np.testing.assert_allclose(mixed[i].sum(), 1, rtol=1e-6)
         np.testing.assert_allclose(
-            image[i], share * pixels[i] + (1 - share) * pixels[partner], atol=1e-5
+            inputs.image[i], share * pixels[i] + (1 - share) * pixels[partner], atol=1e-5
         )
     assert np.ptp(mixed.max(axis=1)) > 0.01
 
 
 def test_parts_of_a_batch_add_up_to_the_whole():
-    recipe = dataclasses.replace(FULL, accumulate=4)
-    _, whole = run(QUIET_VIT, one_device(), steps=3, recipe=FULL)
-    _, parts = run(QUIET_VIT, one_device(), steps=3, recipe=recipe)
+    hyper = dataclasses.replace(FULL, accumulate=4)
+    _, whole = run(QUIET_VIT, one_device(), steps=3, hyper=FULL)
+    _, parts = run(QUIET_VIT, one_device(), steps=3, hyper=hyper)
     for name in ("loss", "grad_norm", "accuracy"):
         np.testing.assert_allclose(
             [m[name] for m in parts], [m[name] for m in whole], rtol=1e-5, err_msg=name
@@ -137,7 +138,7 @@ def test_parts_of_a_batch_add_up_to_the_whole():
 def test_batch_norm_sees_the_parts_one_after_another():
     # Running statistics move towards those of each part in turn, not once towards the batch's.
     batch = make_batch(0)
-    state, _ = run(RESNET, one_device(), recipe=dataclasses.replace(PLAIN, accumulate=2))
+    state, _ = run(RESNET, one_device(), hyper=dataclasses.replace(PLAIN, accumulate=2))
     halves = [{name: rows[i::2].repeat(2, axis=0) for name, rows in batch.items()} for i in (0, 1)]
     first, _ = run(RESNET, one_device(), batches=halves[:1])
     start, _ = run(RESNET, one_device(), steps=0)
@@ -155,7 +156,7 @@ def test_batch_norm_sees_the_parts_one_after_another():
 SHALLOW_VIT = QUIET_VIT.clone(depth=1)
 DISTILLED = dataclasses.replace(
     PLAIN,
-    policy=Policy("drop", patch_size=8, budget=2),
+    policy=parse("drop:2"),
     label_smoothing=0.1,
     distill=0.7,
     distill_temperature=2.0,
@@ -173,15 +174,18 @@ def test_distillation_pulls_towards_the_logits_of_all_tokens():
     params = jax.tree.map(lambda x: 3 * x, params)  # logits that differ
     target = jax.nn.one_hot(batch["label"], CLASSES)
     keys = indexed_keys(jax.random.key(1), jnp.arange(BATCH))
-    inputs = make_inputs(keys, batch["image"], target, DISTILLED)
-    image, plan, _, whole = inputs
-    np.testing.assert_array_equal(image, whole)
+    inputs = make_inputs(SHALLOW_VIT, keys, batch["image"], target, DISTILLED)
+    reduced, _, whole = inputs
+    np.testing.assert_array_equal(reduced.image, whole.image)
     gradients = jax.jit(make_gradients(SHALLOW_VIT, DISTILLED, one_device()))
     _, sums = gradients(params, {}, inputs, jax.random.key(2))
 
-    apply = jax.jit(lambda params, plan: SHALLOW_VIT.apply({"params": params}, image, plan=plan))
-    teacher = np.asarray(apply(params, None))
-    logits, pull = jax.vjp(lambda params: apply(params, plan), params)
+    def apply(params, **options):
+        return SHALLOW_VIT.apply({"params": params}, whole.image, **options)
+
+    teacher = np.asarray(jax.jit(apply)(params))
+    student = jax.jit(functools.partial(apply, policy=DISTILLED.policy, plan=reduced.plan))
+    logits, pull = jax.vjp(student, params)
     logits = np.asarray(logits)
     assert np.abs(logits - teacher).max() > 0.01
     # By the logits: of the cross-entropy, and of T² · KL, by hand.
@@ -205,9 +209,9 @@ def test_a_sandwich_trains_the_full_pass_on_the_labels_too():
     target = jax.nn.one_hot(batch["label"], CLASSES)
     keys = indexed_keys(jax.random.key(1), jnp.arange(BATCH))
 
-    def sums(recipe):
-        inputs = make_inputs(keys, batch["image"], target, recipe)
-        gradients = jax.jit(make_gradients(SHALLOW_VIT, recipe, one_device()))
+    def sums(hyper):
+        inputs = make_inputs(SHALLOW_VIT, keys, batch["image"], target, hyper)
+        gradients = jax.jit(make_gradients(SHALLOW_VIT, hyper, one_device()))
         return gradients(params, {}, inputs, jax.random.key(2))[1]
 
     for distill in (0.0, 0.7):
@@ -225,44 +229,44 @@ def test_a_sandwich_trains_the_full_pass_on_the_labels_too():
 
 @pytest.mark.parametrize("sandwich", [False, True])
 def test_distillation_is_the_same_in_parts_and_on_shards_with_mixup(sandwich):
-    recipe = dataclasses.replace(
-        DISTILLED, policy=Policy("zero", patch_size=8, budget=2), mixup=0.2, sandwich=sandwich
-    )
-    _, (one,) = run(SHALLOW_VIT, one_device(), recipe=recipe)
+    hyper = dataclasses.replace(DISTILLED, policy=parse("zero:2"), mixup=0.2, sandwich=sandwich)
+    _, (one,) = run(SHALLOW_VIT, one_device(), hyper=hyper)
     mesh = sharding.make_mesh(data=2, fsdp=4)
-    _, (parts,) = run(SHALLOW_VIT, mesh, recipe=dataclasses.replace(recipe, accumulate=2))
+    _, (parts,) = run(SHALLOW_VIT, mesh, hyper=dataclasses.replace(hyper, accumulate=2))
     for name in ("loss", "grad_norm"):
         np.testing.assert_allclose(parts[name], one[name], rtol=1e-4, err_msg=name)
 
 
 def test_a_step_with_every_token_has_nothing_to_distil():
-    recipe = dataclasses.replace(DISTILLED, policy=PLAIN.policy)
-    off = dataclasses.replace(recipe, distill=0.0)
+    hyper = dataclasses.replace(DISTILLED, policy=PLAIN.policy)
+    off = dataclasses.replace(hyper, distill=0.0)
     batch = make_batch(0)
     keys = indexed_keys(jax.random.key(1), jnp.arange(BATCH))
-    for one in (recipe, off, dataclasses.replace(DISTILLED, distill=0.0)):
-        *_, whole = make_inputs(keys, batch["image"], jnp.zeros((BATCH, CLASSES)), one)
+    for one in (hyper, off, dataclasses.replace(DISTILLED, distill=0.0)):
+        *_, whole = make_inputs(SHALLOW_VIT, keys, batch["image"], jnp.zeros((BATCH, CLASSES)), one)
         assert whole is None
 
 
-def test_a_policy_between_the_layers_is_trained_for():
-    """Its gradient is that of the model that merges, in a step that every token shares."""
-    recipe = dataclasses.replace(DISTILLED, policy=Policy("tome", patch_size=8, budget=2))
+def test_a_policy_inside_the_encoder_is_trained_for():
+    """The loss is that of the model that merges, in a step that every token shares."""
+    hyper = dataclasses.replace(DISTILLED, policy=parse("tome:2"), distill=0.0)
     batch = make_batch(0)
     params = jax.jit(QUIET_VIT.init)(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))["params"]
     target = jax.nn.one_hot(batch["label"], CLASSES)
     keys = indexed_keys(jax.random.key(1), jnp.arange(BATCH))
 
-    def sums(model, recipe):
-        inputs = make_inputs(keys, batch["image"], target, recipe)
-        return jax.jit(make_gradients(model, recipe, one_device()))(
-            params, {}, inputs, jax.random.key(2)
-        )[1]
+    def loss(hyper):
+        inputs = make_inputs(QUIET_VIT, keys, batch["image"], target, hyper)
+        gradients = jax.jit(make_gradients(QUIET_VIT, hyper, one_device()))
+        return gradients(params, {}, inputs, jax.random.key(2))[1].loss
 
-    plain = dataclasses.replace(recipe, distill=0.0)
-    merged = sums(QUIET_VIT.clone(tome_r=2), dataclasses.replace(plain, policy=PLAIN.policy))
-    assert sums(QUIET_VIT, plain).loss == merged.loss
-    assert sums(QUIET_VIT, plain).loss != sums(QUIET_VIT, PLAIN).loss
-    sandwich = dataclasses.replace(plain, sandwich=True)
-    both = merged.loss + sums(QUIET_VIT, dataclasses.replace(plain, policy=PLAIN.policy)).loss
-    np.testing.assert_allclose(sums(QUIET_VIT, sandwich).loss, both, rtol=1e-5)
+    image = prepare(
+        QUIET_VIT, to_float(batch["image"]), hyper.policy, mean=IMAGENET_MEAN, std=IMAGENET_STD
+    ).image
+    logits = QUIET_VIT.apply({"params": params}, image, policy=hyper.policy)
+    merged = optax.softmax_cross_entropy(logits, target).mean()
+    every = dataclasses.replace(hyper, policy=PLAIN.policy)
+    np.testing.assert_allclose(loss(hyper), merged, rtol=1e-5)
+    assert abs(loss(every) - merged) > 1e-6
+    both = loss(dataclasses.replace(hyper, sandwich=True))
+    np.testing.assert_allclose(both, merged + loss(every), rtol=1e-5)

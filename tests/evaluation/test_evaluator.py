@@ -3,15 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bvit import models, sharding
-from bvit.evaluation import cost
-from bvit.evaluation.adaptive import AdaptiveClassifier
-from bvit.evaluation.evaluate import evaluate, label_rank, make_classify, make_corrupt
+from bvit import sharding
+from bvit.evaluation.evaluator import evaluate, label_rank, make_classify, make_corrupt
 from bvit.evaluation.rows import format_table, make_rows
-from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD, to_float
-from bvit.image.scores import relative_detail
+from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD
 from bvit.models.vit import VisionTransformer
-from bvit.tokens.inputs import Policy
+from bvit.tokens import parse
 
 CLASSES, SIZE, IMAGES = 7, 16, 37
 MODEL = VisionTransformer(
@@ -70,7 +67,7 @@ def outcomes(batch_size, mesh):
         {name: make_corrupt(name, **options) for name in ("sharp", "blur", "region")},
         {
             policy: make_classify(MODEL, policy, mean=IMAGENET_MEAN, std=IMAGENET_STD, **options)
-            for policy in (Policy("keep", 8), Policy("zero", 8, score="laplacian", threshold=3e4))
+            for policy in (parse("keep"), parse("zero", score="laplacian", threshold=3e4))
         },
         mesh=mesh,
     )
@@ -123,55 +120,3 @@ def test_rows_count_every_picture_and_pair_with_keep(reference):
     assert len(lines) == 2 + len(rows)
     assert len({len(line) for line in lines}) == 1
     assert f"{100 * rows[0]['top1']:.2f}" in lines[2]
-
-
-def test_budgets_that_follow_from_the_picture_and_places_that_stay_empty(caplog):
-    """On eight devices; every picture as under the one budget that it gets, and in its place."""
-    mesh = sharding.make_mesh(devices=jax.devices()[:8])
-    options = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "mesh": mesh}
-    detail = np.asarray(relative_detail(to_float(make_pictures()[0]), patch_size=8))
-    threshold = float(np.median(detail))
-    needed = np.maximum((detail >= threshold).sum((1, 2)), 1)
-    auto = Policy("drop", 8, threshold=threshold, budgets=(2, 4))
-    partly = Policy("drop", 8, threshold=threshold, budget=2)
-    classifiers = {
-        policy: make_classify(MODEL, policy, seed=3, **options) for policy in (*auto.static, partly)
-    }
-    classifiers[auto] = AdaptiveClassifier(MODEL, auto, batch_size=8, **options)
-    corruptions = {"sharp": make_corrupt("sharp", seed=3, mesh=mesh)}
-    arguments = (make_variables(), list(batches(8)), corruptions, classifiers)
-    two, four, masked, chosen = found = evaluate(*arguments, mesh=mesh)
-    np.testing.assert_array_equal(chosen.index, np.arange(IMAGES))
-    np.testing.assert_array_equal(chosen.budget, np.where(needed <= 2, 2, 4))
-    assert set(chosen.budget) == {2, 4}
-    np.testing.assert_array_equal(chosen.rank, np.where(needed <= 2, two.rank, four.rank))
-    np.testing.assert_array_equal(masked.used, np.minimum(needed, 2))
-    assert chosen.images_per_s > 0
-
-    static = (two.policy, four.policy, partly)
-    costs = {one: {"tokens": one.budget, "gflops": 0.1 * one.budget} for one in static}
-    rows = make_rows(found, costs)
-    assert rows[3]["tokens"] == rows[3]["tokens_used"] == np.mean(chosen.budget)
-    np.testing.assert_allclose(rows[3]["gflops"], 0.1 * np.mean(chosen.budget))
-    assert rows[2]["tokens"] == 2 and rows[2]["tokens_used"] == np.mean(masked.used)
-    assert f"{np.mean(masked.used):.3g} of 2 " in format_table(
-        [row | {"images_per_s": None} for row in rows]
-    )
-
-    caplog.clear()
-    with jax.log_compiles():
-        again = evaluate(*arguments, mesh=mesh)
-    assert not [r for r in caplog.records if "compilation" in r.getMessage()]
-    np.testing.assert_array_equal(again[3].rank, chosen.rank)
-
-
-def test_tokens_are_the_mean_over_blocks_where_the_first_see_every_patch():
-    late = models.create(
-        "vit_tiny_patch16_224", num_classes=10, image_size=64, depth=4, plan_after=1
-    )
-    assert cost.num_tokens(late, Policy("drop", patch_size=16, budget=8), 64) == (16 + 3 * 8) / 4
-    assert cost.num_tokens(late, Policy("keep", patch_size=16), 64) == 16
-    cluster = Policy("cluster", patch_size=16, budget=8)
-    assert cost.num_tokens(late, cluster, 64) == (16 + 3 * 8) / 4
-    assert cost.num_tokens(late.clone(plan_after=0), cluster, 64) == (16 + 3 * 8) / 4
-    assert cost.num_tokens(late.clone(plan_after=2), cluster, 64) == (2 * 16 + 2 * 8) / 4

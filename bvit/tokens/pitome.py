@@ -1,0 +1,75 @@
+"""`pitome:8`: merging by energy (Tran et al. 2024, arXiv:2405.16148)."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from bvit.tokens.cluster import join, split
+from bvit.tokens.policy import Attention, Tokens, ViTShape
+from bvit.tokens.tome import Tome
+
+# Section 3.2: the margin falls from this in the first block to 0 after the last one.
+MARGIN = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Pitome(Tome):
+    """Merges tokens of high energy, those with many similar ones, in every block: PiToMe.
+
+    The budget is that of `tome`: pairs that each block merges, or a share of the operations.
+    """
+
+    name: ClassVar[str] = "pitome"
+
+    def reduce(
+        self, tokens: Tokens, attention: Attention, block: int, *, plan: Any, vit: ViTShape
+    ) -> Tokens:
+        """Merges pairs in every block."""
+        own, patches, size = split(tokens, vit)
+        r = min(self.num_merged(vit), patches.shape[1] // 2)
+        keys = attention.key.mean(axis=2)[:, vit.prefix :]
+        to = match(keys, r, margin=MARGIN * (1 - (block - 1) / vit.depth))
+        return join(tokens, to, patches.shape[1] - r, own, patches, size, size, keep_norm=False)
+
+
+def match(keys: Float[Array, "n t d"], r: int, *, margin: float) -> Int[Array, "n t"]:
+    """Which token each one becomes when the r pairs of most energy are merged.
+
+    Equation 4 of "Accelerating Transformers with Spectrum-Preserving Token Merging": the energy of
+    a token is the mean over all of f(cosine), f(c) = c - margin from the margin on, and
+    exp(c - margin) - 1 under it. The 2r tokens of most energy may merge; of these, in order of
+    energy, every other one goes into the most similar of the others.
+
+    Args:
+      keys: of the attention, averaged over heads.
+      r: pairs to merge. Static.
+      margin: of the cosine. Static.
+
+    Returns:
+      0 to t - r - 1: first the tokens that stay by themselves, then the merged ones.
+    """
+    keys = jax.lax.stop_gradient(keys).astype(jnp.float32)
+    keys = keys / jnp.maximum(jnp.linalg.norm(keys, axis=-1, keepdims=True), 1e-12)
+    cosine = jnp.einsum("nid,njd->nij", keys, keys)
+    energy = jax.nn.elu(cosine - margin).mean(-1)
+    order = jnp.argsort(-energy, axis=-1, stable=True)
+    goes, stays, rest = order[:, : 2 * r : 2], order[:, 1 : 2 * r : 2], order[:, 2 * r :]
+    between = jnp.take_along_axis(cosine, goes[..., None], axis=1)
+    between = jnp.take_along_axis(between, stays[:, None], axis=2)
+    first = rest.shape[1]
+    number = jnp.concatenate(
+        [
+            jnp.broadcast_to(jnp.arange(first), rest.shape),
+            jnp.broadcast_to(first + jnp.arange(r), stays.shape),
+            first + between.argmax(-1),
+        ],
+        axis=1,
+    )
+    return (
+        jnp.zeros_like(order)
+        .at[jnp.arange(len(order))[:, None], jnp.concatenate([rest, stays, goes], axis=1)]
+        .set(number)
+    )
