@@ -55,7 +55,7 @@ def test_a_share_is_a_share_of_the_operations_of_keep(name, share):
 
 
 def test_the_operations_are_those_of_the_network():
-    """Against XLA's count, which has norms, softmax and the head besides."""
+    """Against XLA's count, which has norms, softmax, GELU and the head besides."""
     model = VisionTransformer(num_classes=10)
     image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
@@ -65,7 +65,7 @@ def test_the_operations_are_those_of_the_network():
             return classify(model, variables, image, text)
 
         counted = jax.jit(run).lower(variables, image).cost_analysis()["flops"]
-        assert 0.97 < operations(parse(text), model.shape) / counted < 1
+        assert 0.93 < operations(parse(text), model.shape) / counted < 1
 
 
 @pytest.mark.parametrize("text", ONE_OF_EACH)
