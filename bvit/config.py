@@ -50,7 +50,7 @@ def default_config() -> ConfigDict:
     c.tokens.score = "relative"
     c.tokens.budget = _optional(int)  # patch tokens computed where a policy names no budget
     # The score from which a patch counts as sharp; None = the score's own (relative 0.07, laplacian
-    # the paper's 100, …: bvit.image.scores.THRESHOLDS).
+    # the paper's 100, …: bvit.image.focus_measures.THRESHOLDS).
     c.tokens.threshold = _optional(float)
     # Shares of the patches that name:auto (in eval.policies) chooses from for each picture.
     c.tokens.adaptive_budgets = (0.25, 0.5, 0.75, 1.0)

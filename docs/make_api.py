@@ -15,7 +15,7 @@ PAGE = Path(__file__).parent / "api.md"
 MODULES = (
     "bvit",
     "bvit.image",
-    "bvit.image.scores",
+    "bvit.image.focus_measures",
     "bvit.image.conditions",
     "bvit.models",
     "bvit.tokens.inputs",

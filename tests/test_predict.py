@@ -13,8 +13,8 @@ from trained import CLASSES, SIZE, run_directory, write_picture
 
 from bvit import predict, runs
 from bvit.data.decode import center_crop
+from bvit.image.focus_measures import THRESHOLDS, relative_detail
 from bvit.image.pixels import normalize, to_float
-from bvit.image.scores import THRESHOLDS, relative_detail
 from bvit.image.sigma import estimate_sigma
 from bvit.tokens import plans as tokens
 

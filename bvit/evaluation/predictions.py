@@ -15,8 +15,8 @@ from bvit.evaluation import cost
 from bvit.evaluation.adaptive import AdaptiveClassifier
 from bvit.evaluation.evaluate import make_classify
 from bvit.image.conditions import indexed_keys
+from bvit.image.focus_measures import own_threshold
 from bvit.image.pixels import normalize, to_float
-from bvit.image.scores import own_threshold
 from bvit.image.sigma import estimate_sigma
 from bvit.report.overlays import draw_clusters, draw_levels
 from bvit.runs import TrainedRun

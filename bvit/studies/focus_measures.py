@@ -26,11 +26,11 @@ from bvit.data.listing import list_pictures
 from bvit.data.photos import CLASS_NAMES, read_photograph
 from bvit.image.blur import region_blur
 from bvit.image.focus import PAPER_THRESHOLD, WHITE
+from bvit.image.focus_measures import FOCUS_MEASURES
 from bvit.image.noise import sensor_noise
 from bvit.image.patches import block_values
 from bvit.image.pixels import grayscale, to_float
 from bvit.image.region import smooth_noise
-from bvit.image.scores import SCORES
 from bvit.image.sigma import estimate_sigma
 from bvit.image.variable import variable_gaussian_blur
 from bvit.studies.separation import Separation, balanced_accuracy, separation
@@ -54,7 +54,7 @@ def _sharpness(image: Float[Array, "n h w 3"], *, patch_size: int) -> Float[Arra
 
 
 # High is sharp: so the estimate of sigma is taken with a minus.
-RANKED: dict[str, Callable[..., Array]] = {**SCORES, "-sigma": _sharpness}
+RANKED: dict[str, Callable[..., Array]] = {**FOCUS_MEASURES, "-sigma": _sharpness}
 
 
 class Patches(NamedTuple):

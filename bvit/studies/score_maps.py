@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.image.blur import gaussian_blur
 from bvit.image.focus import WHITE
+from bvit.image.focus_measures import FOCUS_MEASURES, THRESHOLDS
 from bvit.image.noise import sensor_noise
-from bvit.image.scores import SCORES, THRESHOLDS
 from bvit.studies.focus_measures import SIDE, load
 
 SIGMA = 3.0
@@ -52,18 +52,20 @@ def staged(
 def draw(image: Float[Array, "n h w 3"], *, patch_size: int) -> Figure:
     """Each staged picture, without and with noise, beside the maps of all scores."""
     rows = [(one, noise) for one in image for noise in NOISES]
-    figure = Figure(figsize=(1.5 * (1 + len(SCORES)), 1.5 * len(rows) + 0.3), layout="constrained")
-    grid = figure.subplots(len(rows), 1 + len(SCORES), squeeze=False)
+    figure = Figure(
+        figsize=(1.5 * (1 + len(FOCUS_MEASURES)), 1.5 * len(rows) + 0.3), layout="constrained"
+    )
+    grid = figure.subplots(len(rows), 1 + len(FOCUS_MEASURES), squeeze=False)
     for cells, (one, noise) in zip(grid, rows, strict=True):
         seen = staged(one[None], noise, patch_size=patch_size)
         cells[0].imshow(np.asarray(seen[0]))
         cells[0].set_ylabel(f"noise {noise:g}")
-        for cell, (name, score) in zip(cells[1:], SCORES.items(), strict=True):
+        for cell, (name, score) in zip(cells[1:], FOCUS_MEASURES.items(), strict=True):
             ratio = np.asarray(score(seen, patch_size=patch_size)[0]) / THRESHOLDS[name]
             full = np.log(FULL_COLOUR)
             shown = np.log(np.maximum(ratio, 1 / FULL_COLOUR))
             cell.imshow(shown, cmap="RdBu", vmin=-full, vmax=full, interpolation="nearest")
-    titles = ("picture", *(f"{name}, {THRESHOLDS[name]:g}" for name in SCORES))
+    titles = ("picture", *(f"{name}, {THRESHOLDS[name]:g}" for name in FOCUS_MEASURES))
     for cell, title in zip(grid[0], titles, strict=True):
         cell.set_title(title, fontsize=9)
     for cell in grid.flat:

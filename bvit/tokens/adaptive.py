@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Sharding
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
 
+from bvit.image.focus_measures import DEFAULT_MEASURE, FocusMeasure, own_threshold
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD, check_image, normalize
-from bvit.image.scores import DEFAULT_SCORE, Score, own_threshold
 from bvit.tokens import plans as tokens
 
 
@@ -30,7 +30,7 @@ def adaptive_apply(
     *,
     budgets: Sequence[int],
     policy: str = "merge",
-    score: str | Score = DEFAULT_SCORE,
+    score: str | FocusMeasure = DEFAULT_MEASURE,
     threshold: float | None = None,
     block_score: str = "mean",
     mean: tuple[float, ...] = IMAGENET_MEAN,
@@ -53,7 +53,7 @@ def adaptive_apply(
       budgets: the numbers of patch tokens to choose from, such as (49, 97, 196).
       policy: "drop", "pool", "merge" or "merge2", as in `bvit.tokens.plans.plan`.
       score: as there.
-      threshold: as there; None is the score's own, of `bvit.image.scores.THRESHOLDS`.
+      threshold: as there; None is the score's own, of `bvit.image.focus_measures.THRESHOLDS`.
       block_score: as there.
       mean: of each channel, taken away from the pixels before the model sees them.
       std: of each channel, divided by.

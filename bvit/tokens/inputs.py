@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bvit.image.checks import check_name
 from bvit.image.focus import PAPER_THRESHOLD, mask_patches, patch_mask
+from bvit.image.focus_measures import DEFAULT_MEASURE, FOCUS_MEASURES, THRESHOLDS, own_threshold
 from bvit.image.pixels import normalize
-from bvit.image.scores import DEFAULT_SCORE, SCORES, THRESHOLDS, own_threshold
 from bvit.tokens import plans as tokens
 from bvit.tokens.adaptive import smallest_budget
 
@@ -39,7 +39,7 @@ class Policy:
       patch_size: side of a patch, in pixels.
       budget: patch tokens that are computed (`zero`: patches that are left; `cluster`: tokens
         that are; `tome`: tokens merged in each block); None where the policy has none.
-      score: what patches are ranked by; a name in `bvit.image.scores.SCORES`.
+      score: what patches are ranked by; a name in `bvit.image.focus_measures.FOCUS_MEASURES`.
       threshold: the score from which a patch counts as sharp: of the budget, only as much is used
         as reaches it, and the rest is padding. None fills the budget; for `zero` without a budget,
         None is the paper's experiment: the variance of the Laplacian must be at least 100.
@@ -52,7 +52,7 @@ class Policy:
     name: str = "keep"
     patch_size: int = 16
     budget: int | None = None
-    score: str = DEFAULT_SCORE
+    score: str = DEFAULT_MEASURE
     threshold: float | None = None
     zero_at: str = "pixels"
     budgets: tuple[int, ...] = ()
@@ -63,7 +63,7 @@ class Policy:
             near = difflib.get_close_matches(self.name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
             raise ValueError(f"policy must be one of {', '.join(known)}: got {self.name!r}{hint}")
-        check_name("score", self.score, SCORES)
+        check_name("score", self.score, FOCUS_MEASURES)
         if self.name in tokens.BETWEEN_LAYERS and self.budget is None:
             raise ValueError(
                 f"{self.name} needs a budget: tome the tokens that each block merges, as tome:8, "
@@ -332,4 +332,4 @@ def _kept_by_zero(image: Array, policy: Policy) -> Bool[Array, "n hp wp"]:
         return dropped.level_map >= 0
     if policy.threshold is None:
         return patch_mask(image, patch_size=policy.patch_size)
-    return SCORES[policy.score](image, patch_size=policy.patch_size) >= policy.threshold
+    return FOCUS_MEASURES[policy.score](image, patch_size=policy.patch_size) >= policy.threshold

@@ -19,9 +19,9 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from bvit.image.batching import image_keys
 from bvit.image.checks import check_name
+from bvit.image.focus_measures import DEFAULT_MEASURE, FOCUS_MEASURES, FocusMeasure
 from bvit.image.patches import check_patch_size, nearest
 from bvit.image.pixels import check_image
-from bvit.image.scores import DEFAULT_SCORE, SCORES, Score
 from bvit.tokens import clusters, pyramid
 
 # How often each merging policy may merge.
@@ -92,7 +92,7 @@ def plan(
     patch_size: int,
     policy: str,
     budget: int | None = None,
-    score: str | Score = DEFAULT_SCORE,
+    score: str | FocusMeasure = DEFAULT_MEASURE,
     threshold: float | Float[ArrayLike, ""] | None = None,
     key: Key[Array, "..."] | None = None,
     block_score: str = "mean",
@@ -123,10 +123,11 @@ def plan(
         "merge2": blocks of 4×4 may, too.
       budget: patch tokens, without pool's extra one; static. "merge" on N patches can give
         N/4 + 3·K, with K blocks left fine. None with a threshold: N, so that nothing is cut.
-      score: a name in `bvit.image.scores.SCORES`, or a function of (image, patch_size=…) to
-        [*b, rows, columns], high where there is detail; static. "keep" and "random" use none.
+      score: a name in `bvit.image.focus_measures.FOCUS_MEASURES`, or a function of
+        (image, patch_size=…) to [*b, rows, columns], high where there is detail; static. "keep" and
+        "random" use none.
       threshold: the score from which a patch (a block, when merging) counts as sharp; those that
-        do best are in `bvit.image.scores.THRESHOLDS`.
+        do best are in `bvit.image.focus_measures.THRESHOLDS`.
       key: for "random" one PRNG key, of which image i gets fold_in(key, i), or a key for each
         image, [*b]. The other policies use none.
       block_score: "mean" or "max", how a block's score comes of its patches'; static. Only the
@@ -144,8 +145,8 @@ def plan(
     grid = tuple(side // patch_size for side in np.shape(image)[-3:-1])
     _check_policy(policy, budget, threshold, key)
     if isinstance(score, str):
-        check_name("score", score, SCORES)
-        score = SCORES[score]
+        check_name("score", score, FOCUS_MEASURES)
+        score = FOCUS_MEASURES[score]
     check_name("block_score", block_score, BLOCK_SCORES)
     if policy in MERGE_LEVELS:
         _check_merge_grid(policy, grid, patch_size)

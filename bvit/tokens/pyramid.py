@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from bvit.image.focus_measures import FocusMeasure
 from bvit.image.patches import block_values, halve, patchify
-from bvit.image.scores import Score
 
 # Tokens that showing a block of 2×2 at the finer level costs, beyond the one it is merged into.
 SPLIT_COST = 3
@@ -61,7 +61,7 @@ def block_scores(
     image: Float[Array, "*b h w 3"],
     patch_size: int,
     levels: int,
-    score: Score,
+    score: FocusMeasure,
     reduce: Callable[..., Array],
 ) -> list[Float[Array, "*b rows columns"]]:
     """The scores of each level's blocks, level 1 first: of their patches on the level below."""

@@ -8,8 +8,8 @@ from bvit.evaluation import cost
 from bvit.evaluation.adaptive import AdaptiveClassifier
 from bvit.evaluation.evaluate import evaluate, label_rank, make_classify, make_corrupt
 from bvit.evaluation.rows import format_table, make_rows
+from bvit.image.focus_measures import relative_detail
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD, to_float
-from bvit.image.scores import relative_detail
 from bvit.models.vit import VisionTransformer
 from bvit.tokens.inputs import Policy
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
+from bvit.image.focus_measures import relative_detail
 from bvit.image.patches import halve, patchify
-from bvit.image.scores import relative_detail
 from bvit.models.vit import VisionTransformer
 from bvit.tokens import plans as tokens
 

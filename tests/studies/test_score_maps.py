@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bvit.image.scores import SCORES
+from bvit.image.focus_measures import FOCUS_MEASURES
 from bvit.studies import score_maps
 
 PATCH, SIDE = 8, 32
@@ -38,9 +38,11 @@ def test_the_command_draws_a_map_for_each_score(tmp_path, monkeypatch, capsys):
     assert "maps.png" in capsys.readouterr().out
     assert Image.open(tmp_path / "maps.png").width > 500
     rows = len(score_maps.NOISES)
-    assert len(drawn[0].axes) == rows * (1 + len(SCORES))
-    titles = [axes.get_title().partition(",")[0] for axes in drawn[0].axes[: 1 + len(SCORES)]]
-    assert titles == ["picture", *SCORES]
+    assert len(drawn[0].axes) == rows * (1 + len(FOCUS_MEASURES))
+    titles = [
+        axes.get_title().partition(",")[0] for axes in drawn[0].axes[: 1 + len(FOCUS_MEASURES)]
+    ]
+    assert titles == ["picture", *FOCUS_MEASURES]
 
 
 def test_what_can_not_be_drawn_is_told(capsys):

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from bvit.image.focus import mask_patches, patch_mask
+from bvit.image.focus_measures import FOCUS_MEASURES, THRESHOLDS
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
-from bvit.image.scores import SCORES, THRESHOLDS
 from bvit.models.vit import VisionTransformer
 from bvit.tokens.inputs import Policy, for_policy, parse_policy, prepare, shown_levels
 
@@ -35,7 +35,7 @@ def test_zero_blanks_before_or_after_normalisation(pictures, zero_at):
 def test_zero_with_a_budget_leaves_the_best_patches(pictures):
     image, keys = pictures
     levels = np.asarray(shown_levels(image, Policy("zero", PATCH, budget=10), keys=keys))
-    scores = np.asarray(SCORES["relative"](image, patch_size=PATCH))
+    scores = np.asarray(FOCUS_MEASURES["relative"](image, patch_size=PATCH))
     for level, score in zip(levels, scores, strict=True):
         assert (level == 0).sum() == 10 and (level == -1).sum() == level.size - 10
         assert score[level == 0].min() >= score[level == -1].max()
@@ -48,7 +48,7 @@ def test_zero_by_a_threshold_goes_by_the_score(pictures):
         blank = np.asarray(shown_levels(image, policy)) < 0
         assert 0 < blank.sum() < blank.size
         np.testing.assert_array_equal(
-            blank, SCORES[score](image, patch_size=PATCH) < THRESHOLDS[score]
+            blank, FOCUS_MEASURES[score](image, patch_size=PATCH) < THRESHOLDS[score]
         )
 
 
@@ -56,7 +56,7 @@ def test_a_budget_with_a_threshold_is_a_capacity(pictures):
     image, keys = pictures
     policy = Policy("drop", PATCH, budget=40, threshold=THRESHOLDS["relative"])
     _, plan = prepare(image, policy, keys=keys, **OPTIONS)
-    reach = (SCORES["relative"](image, patch_size=PATCH) >= policy.threshold).sum((1, 2))
+    reach = (FOCUS_MEASURES["relative"](image, patch_size=PATCH) >= policy.threshold).sum((1, 2))
     assert plan.num_tokens == 40 and reach.min() < 40 < reach.max()
     np.testing.assert_array_equal(plan.mask.sum(1), np.clip(reach, 1, 40))
     np.testing.assert_array_equal(plan.level_map, shown_levels(image, policy))
@@ -67,7 +67,7 @@ def test_a_policy_that_chooses_is_drawn_at_the_budget_that_each_picture_gets(pic
     image = image.at[0].set(0.5)  # nothing in it is sharp
     auto = parse_policy("drop:auto", grid=(8, 8), patch_size=PATCH)
     assert auto.budgets == (16, 32, 48, 64)
-    needed = (SCORES["relative"](image, patch_size=PATCH) >= auto.threshold).sum((1, 2))
+    needed = (FOCUS_MEASURES["relative"](image, patch_size=PATCH) >= auto.threshold).sum((1, 2))
     budgets = [min(b for b in auto.budgets if b >= n) for n in needed]
     assert len(set(budgets)) > 1
     shown = np.asarray(shown_levels(image, auto))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bvit.image.scores import relative_detail
+from bvit.image.focus_measures import relative_detail
 from bvit.tokens import plans as tokens
 
 PATCH = 4
