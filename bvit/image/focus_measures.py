@@ -129,7 +129,7 @@ FOCUS_MEASURES: dict[str, FocusMeasure] = {
 }
 
 # The score from which a patch counts as sharp. The paper's for the Laplacian; of the others that
-# with the best balanced accuracy over all blurs and noises of `bvit.studies.focus_measures`, on
+# with the best balanced accuracy over all blurs and noises of `bvit.studies.focus_benchmark`, on
 # 32 photographs: relative is right for 78 % of the patches, reblur 78 %, Tenengrad 69 %, entropy
 # 57 %; the Laplacian at 100 for 76 % without noise, and at a noise of 5 grey levels for half.
 THRESHOLDS: dict[str, float] = {
