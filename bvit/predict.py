@@ -27,8 +27,8 @@ from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.data import UnreadableImageError
 from bvit.data.listing import list_pictures, read_ahead
 from bvit.data.pipeline import RESIZE_RATIO
-from bvit.evaluation import rows as report
 from bvit.evaluation.predictions import Predictions, Predictor
+from bvit.evaluation.rows import align
 from bvit.interrupt import Interrupted, SignalWatch
 from bvit.tokens.inputs import Policy
 
@@ -191,7 +191,7 @@ class Table:
     def close(self) -> None:
         """Prints them."""
         if len(self._lines) > 1:
-            print(report.align(self._lines))
+            print(align(self._lines))
 
 
 class Csv:

@@ -3,16 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from trained import CLASSES, SIZE, run_directory, write_picture
+from trained import CLASSES, run_directory
 
 from bvit import config as config_lib
 from bvit import experiment as setup
 from bvit import runs
-from bvit.interrupt import SignalWatch
-from bvit.run_directory import RunDirectory
-from bvit.studies import deblurring
-from bvit.training.loop import train_and_evaluate
-from configs.deblur_or_not import get_config
 
 
 @pytest.fixture
@@ -47,23 +42,3 @@ def test_another_model_or_folder_is_told(config, tmp_path):
     config.init_from = str(tmp_path)
     with pytest.raises(ValueError, match="is no run directory: it has no config.json"):
         setup.build_initial(config, CLASSES)
-
-
-def test_a_run_is_tried_on_deblurred_pictures(tmp_path, capsys):
-    for i, name in enumerate(CLASSES):
-        write_picture(tmp_path / "data" / "train" / name / "0.png", seed=i)
-        write_picture(tmp_path / "data" / "val" / name / "0.png", seed=i)
-    config = get_config(f"run={run_directory()}").unlock()
-    assert len(config_lib.words(config.eval.conditions)) == 14
-    config.data.dir = str(tmp_path / "data")
-    config.eval.conditions = "wiener:gaussian:1"
-    run = RunDirectory(tmp_path / "run", config_lib.to_dict(config))
-    found = train_and_evaluate(setup.prepare(config), run, SignalWatch())
-    run.close()
-    (row,) = found["deblurring"]
-    forward = found["rows"][0]["gflops"]
-    assert row["gflops"] == pytest.approx(forward + deblurring.gflops("wiener", SIZE))
-    assert row["n"] == 3 and row["ms"] > 0
-    assert (run.figures / "deblurring.png").stat().st_size > 5000
-    told = capsys.readouterr().out
-    assert "Deblurred or not" in told and "ImageNet-C" not in told

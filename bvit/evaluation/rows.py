@@ -1,4 +1,4 @@
-"""Results of a run as rows, and as a table for people."""
+"""Results of a run as rows, and rows as text."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,17 +28,17 @@ IN_PERCENT = ("top1", "ci95", "top5", "difference", "difference_ci95")
 
 
 def make_rows(outcomes: Sequence[Outcome], costs: dict[Policy, dict[str, Any]]) -> list[Row]:
-    """Sums outcomes up, one row for each condition and policy.
+    """One row for each condition and policy.
 
     Args:
       outcomes: of `evaluate`.
       costs: policy of one budget → its "tokens", "gflops" and "images_per_s".
 
     Returns:
-      Rows with shares in [0, 1]; "difference" is the top-1 minus that of `keep` on the same
-      pictures, with its paired interval, and None for `keep` itself. "tokens" and "gflops" are
-      those computed for a picture, padding included, in the mean where its budget follows from
-      it; "tokens_used" are the tokens that were no padding.
+      Rows with shares in [0, 1]. "difference" is the top-1 minus that of `keep` on the same
+      images, with its paired interval; None for `keep` itself. "tokens" and "gflops" are computed
+      for one image, padding included; the mean, if its budget follows from the image.
+      "tokens_used" are the tokens that were no padding.
     """
     baseline = {o.condition: o for o in outcomes if o.policy.name == "keep"}
     rows = []
@@ -90,7 +90,7 @@ def table_lines(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def align(lines: Sequence[Sequence[str]]) -> str:
-    """Cells of text as a Markdown table, aligned so that it reads well in a terminal too."""
+    """Cells of text, header first, as a Markdown table whose columns line up in a terminal too."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * width for width in widths]
     return "\n".join(
@@ -105,7 +105,7 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def policy_label(row: Row) -> str:
-    """A row's policy with its budget, as one types it."""
+    """A row's policy with its budget, as people type it."""
     return row["policy"] if row["budget"] is None else f"{row['policy']}:{row['budget']}"
 
 

@@ -79,7 +79,7 @@ def table(groups: Sequence[Group], baseline: Group, policy: str = KEEP) -> list[
 def _cells_of_text(row: Row) -> list[str]:
     seeds = ", ".join(f"{seed}: {100 * value:+.2f}" for seed, value in row["by_seed"].items())
     cells = [format_cell(row, key, form) for key, _, form in COLUMNS if key in SHOWN]
-    return [*cells, seeds, f"{row['n']} pictures"]
+    return [*cells, seeds, f"{row['n']} images"]
 
 
 def rows(one: Group, baseline: Group, policy: str = KEEP) -> list[Row]:

@@ -9,7 +9,6 @@ from bvit import experiment as setup
 from bvit.evaluation import cost, imagenet_c
 from bvit.evaluation import rows as report
 from bvit.run_directory import RunDirectory
-from bvit.studies import deblurring_report
 from bvit.tokens.inputs import Policy
 from bvit.training.state import TrainState
 
@@ -53,9 +52,8 @@ def _tokens(experiment: setup.Experiment, policy: Policy) -> str:
 def summary(results: dict[str, Any], run: RunDirectory) -> str:
     """The table, and where everything lies."""
     lines = ["", report.format_table(results["rows"])]
-    sections = [(imagenet_c.TITLE, imagenet_c.table_lines(results["rows"]))]
-    for title, cells in sections + deblurring_report.tables({"": results}):
-        lines += ["", title, report.align(cells)] if cells else []
+    if cells := imagenet_c.table_lines(results["rows"]):
+        lines += ["", imagenet_c.TITLE, report.align(cells)]
     lines += [f"{name}: {100 * share:.1f} %" for name, share in results["baselines"].items()]
     lines += [
         "",

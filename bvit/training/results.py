@@ -15,7 +15,6 @@ from bvit.evaluation.evaluator import Evaluator
 from bvit.report import comparison, lineage, plots
 from bvit.report import overlays as pictures
 from bvit.run_directory import RunDirectory, write_json
-from bvit.studies import deblurring, deblurring_report
 from bvit.tokens.inputs import SHOW_EVERYTHING, shown_levels
 from bvit.training.metrics import MetricsWriter, read_metrics
 from bvit.training.state import TrainState
@@ -53,7 +52,6 @@ def gather(
     return {
         "rows": rows,
         "imagenet_c": imagenet_c.summarize(rows),
-        "deblurring": _deblurring(experiment, state, outcomes),
         "step": int(state.step),
         "seed": experiment.config.seed,
         "parameters": setup.num_parameters(state.params),
@@ -62,29 +60,6 @@ def gather(
         "config": config_lib.to_dict(experiment.config),
         "ancestors": lineage.read(experiment.config.init_from),
     }
-
-
-def _deblurring(
-    experiment: setup.Experiment, state: TrainState, outcomes: list[evaluate.Outcome]
-) -> list[deblurring.Row]:
-    """What deblurring changes under the first policy; [] if no condition deblurs."""
-    if not deblurring.methods(experiment.conditions):
-        return []
-    policy, recipe = experiment.policies[0], experiment.recipes[0]
-    with setup.test_batches(experiment) as batches:
-        batch = evaluate.put_batch(next(batches), experiment.mesh)
-    costs = deblurring.measure(
-        experiment.model,
-        state.eval_variables,
-        batch,
-        experiment.conditions,
-        policy,
-        mean=recipe.mean,
-        std=recipe.std,
-        seed=recipe.seed,
-        mesh=experiment.mesh,
-    )
-    return deblurring.make_rows([one for one in outcomes if one.policy == policy], costs)
 
 
 def write(
@@ -99,10 +74,7 @@ def write(
     """
     writer.accuracies(results["step"], curves(results["rows"]))
     _describe(comparison.Run(run.path.name, results), writer)
-    figures = plots.draw({"": results["rows"]}, {"": [read_metrics(run.path)]})
-    if results["deblurring"]:
-        figures["deblurring"] = deblurring_report.draw({"": results})
-    for name, figure in figures.items():
+    for name, figure in plots.draw({"": results["rows"]}, {"": [read_metrics(run.path)]}).items():
         figure.savefig(run.figures / f"{name}.png", dpi=150)
         writer.image(results["step"], f"figures/{name}", plots.pixels(figure))
     answers.write(run.path, outcomes)

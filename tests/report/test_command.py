@@ -89,7 +89,7 @@ def test_table_5_compares_keeping_with_zeroing_by_the_threshold():
     assert line == ["58.04", "60.00 [57.0, 63.0]", "51.75", "50.00 [47.0, 53.0]"]
 
 
-def test_seeds_share_a_cell_and_other_settings_are_told_apart():
+def test_seeds_share_a_cell_and_other_settings_are_kept_apart():
     seeds = [result("vgg19", seed=s, rows=[("blur", "keep", 0.5 + s / 50)]) for s in range(3)]
     # 52 ± 4.303 × 2 / √3
     assert cells(paper.TABLES[2], seeds)["vgg19"][3] == "52.00 [47.0, 57.0] (3 seeds)"
@@ -195,10 +195,10 @@ def test_only_what_differs_is_shown_and_seeds_are_averaged(runs, call):
     assert row[-1] == "2 seeds"
 
 
-def test_a_single_seed_has_its_interval_over_pictures(runs, call):
+def test_a_single_seed_has_its_interval_over_images(runs, call):
     row = parse_csv(call(runs / "mix0", "--format=csv").out)["Results"][1]
     assert row[0] == "gaussian:0" and row[3:5] == ["70.00", "[67.0, 73.0]"]
-    assert row[-1] == "1000 pictures"
+    assert row[-1] == "1000 images"
 
 
 def test_the_matrix_has_a_row_for_what_differs_and_a_column_for_a_condition(runs, call):
@@ -230,7 +230,7 @@ def test_runs_are_paired_with_a_baseline_in_all_formats(answered, call, tmp_path
     assert list(tables)[:3] == ["Runs", "Results", title]
     lines = tables[title]
     keep = ["region", "keep", "60.00", "+10.00", "[+8.1, +11.8]", "0: +10.00, 1: +10.00"]
-    assert lines[1] == [*keep, "1000 pictures"]
+    assert lines[1] == [*keep, "1000 images"]
     assert lines[2][:4] == ["region", "drop:8", "40.00", "-10.00"]
     assert lines[0][3] == "vs baseline's keep"
     call(*mixed, f"--to={tmp_path / 'report.html'}")
@@ -262,7 +262,7 @@ def test_each_group_and_policy_is_a_line_of_its_own():
     assert "tradeoff" not in plots.draw({"": rows[2:]}, {"": []})
 
 
-def test_what_is_no_finished_run_is_told_and_the_others_are_reported(runs, tmp_path, call, capsys):
+def test_what_is_no_finished_run_is_named_and_the_others_are_reported(runs, tmp_path, call, capsys):
     begun, damaged, file = tmp_path / "begun", tmp_path / "damaged", tmp_path / "a.log"
     for folder in (begun, damaged):
         folder.mkdir()
@@ -295,7 +295,7 @@ def test_what_is_no_finished_run_is_told_and_the_others_are_reported(runs, tmp_p
         (["--against=nowhere"], "nowhere is no run directory"),
     ],
 )
-def test_wrong_arguments_are_told_in_a_line(runs, call, capsys, arguments, message):
+def test_wrong_arguments_are_an_error_of_one_line(runs, call, capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
         call(*arguments, *([runs / "mix0"] if arguments else []))
     told = capsys.readouterr().err

@@ -163,4 +163,4 @@ def test_the_table_has_groups_side_by_side(make_run):
     low, high = (float(bound) for bound in re.findall(r"[+-][\d.]+", lines[0][5]))
     assert low < 100 * row["difference"] < high
     assert lines[0][6] == ", ".join(f"{s}: {100 * d:+.2f}" for s, d in row["by_seed"].items())
-    assert lines[0][7] == "400 pictures"
+    assert lines[0][7] == "400 images"
