@@ -89,31 +89,28 @@ def measure(
     Args:
       run: whose model is used.
       policy: what the model does with blurry patches.
-      methods: "direct" or a key of `bvit.image.conditions.DEBLURRING`.
+      methods: keys of `bvit.image.conditions.DEBLURRING`.
       batch: of `bvit.data.eval_batches`.
 
     Returns:
-      For each method: "ms" and "gflops" of one image, deblurring and forward pass.
+      For "direct" and each method: "ms" and "gflops" of one image, deblurring and forward pass.
     """
     c = run.config
     classify = make_classify(
         run.model, policy, mean=tuple(c.data.mean), std=tuple(c.data.std), seed=c.seed, mesh=_mesh()
     )
-    functions, extra = {}, {}
-    for method in methods:
-        if method == DIRECT:
-            functions[method], extra[method] = classify, 0.0
-        else:
-            restore = jax.jit(partial(_deblur, method))
-            functions[method] = lambda v, x, index, restore=restore: classify(v, restore(x), index)
-            extra[method] = gflops(method, c.data.image_size)
+
+    def after(method):
+        restore = jax.jit(partial(_deblur, method))
+        return lambda variables, image, index: classify(variables, restore(image), index)
+
+    size = c.data.image_size
+    forward = cost.gflops(run.model, run.variables, policy, size)
+    operations = {DIRECT: forward} | {method: forward + gflops(method, size) for method in methods}
+    functions = {DIRECT: classify} | {method: after(method) for method in methods}
     pixels, index = to_float(jnp.asarray(batch["image"])), jnp.asarray(batch["index"])
     speeds = cost.images_per_second(functions, run.variables, pixels, index)
-    forward = cost.gflops(run.model, run.variables, policy, c.data.image_size)
-    return {
-        method: {"ms": 1000 / speed, "gflops": forward + extra[method]}
-        for method, speed in speeds.items()
-    }
+    return {m: {"ms": 1000 / speeds[m], "gflops": operations[m]} for m in functions}
 
 
 def restored(
@@ -206,14 +203,13 @@ def _by_xla(equation: Any) -> float:
 def accuracy_lines(tested: Sequence[Tested]) -> list[list[str]]:
     """A line for each run and method, a column for each kind of image, header first."""
     kinds = _kinds(tested)
-    named = len(tested) > 1
-    lines = [[*(["run"] if named else []), "method", "ms", "GFLOPs", *kinds]]
+    lines = [["run", "method", "ms", "GFLOPs", *kinds]]
     first: dict[str, np.ndarray] = {}
     for run in tested:
         for method, costs in run.costs.items():
             own = [_accuracy(run.right.get((kind, method)), kind, first) for kind in kinds]
             numbers = [f"{costs['ms']:.2f}", f"{costs['gflops']:.3f}"]
-            lines.append([*([run.name] if named else []), method, *numbers, *own])
+            lines.append([run.name, method, *numbers, *own])
     return lines
 
 
@@ -252,7 +248,7 @@ def draw(tested: Sequence[Tested]) -> Figure:
                 right = run.right.get((kind, method))
                 if right is not None:
                     ci95 = wilson_interval(int(right.sum()), len(right))
-                    label = f"{run.name}, {method}" if len(tested) > 1 else method
+                    label = f"{run.name}, {method}"
                     marker = MARKERS[methods.index(method) % len(MARKERS)]
                     style = {"marker": marker, "linestyle": "none"}
                     row = {"top1": right.mean(), "ci95": ci95}
@@ -299,7 +295,7 @@ def study(paths: Sequence[Path]) -> tuple[list[Tested], dict[Cell, tuple[float, 
         batch = next(batches)
     tested = []
     for run, policy, right in opened:
-        methods = dict.fromkeys(method for _, method in right)
+        methods = dict.fromkeys(method for _, method in right if method != DIRECT)
         tested.append(Tested(run.path.name, right, measure(run, policy, methods, batch)))
     with _test_batches(c) as batches:
         return tested, restored(batches, conditions, seed=c.seed)
