@@ -34,7 +34,7 @@ from bvit.checkpoint import Checkpoints
 from bvit.data.decode import random_resized_crop
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD
 from bvit.tokens.inputs import Policy
-from bvit.training.optimizer import make_optimizer
+from bvit.optimizer import make_optimizer
 from bvit.training.state import create_state
 from bvit.training.step import Recipe, make_train_step
 
