@@ -181,6 +181,15 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
     }
 
 
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's config with dotted keys; keys that are newer than the run have their defaults.
+
+    The options of a model have none: they depend on the model.
+    """
+    now = flatten(to_dict(default_config()))
+    return {k: v for k, v in now.items() if not k.startswith("model.")} | flatten(config)
+
+
 def load(path: Path) -> ConfigDict:
     """Reads a run's `config.json` back, over the defaults, locked."""
     config = default_config()

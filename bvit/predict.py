@@ -22,14 +22,14 @@ from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
-from bvit import runs, stopping
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.data import UnreadableImageError
 from bvit.data.listing import list_pictures, read_ahead
 from bvit.data.pipeline import RESIZE_RATIO
 from bvit.evaluation.predictions import Predictions, Predictor
 from bvit.evaluation.rows import align
-from bvit.interrupt import Interrupted, SignalWatch
+from bvit.interrupt import Interrupted, SignalWatch, leave
+from bvit.run import Run
 from bvit.tokens.inputs import Policy
 
 EXIT_UNREADABLE = 1
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
         with SignalWatch():
             failures = predict(options)
     except Interrupted as stop:
-        stopping.leave(str(stop), stop.exit_code)
+        leave(str(stop), stop.exit_code)
     except BrokenPipeError:  # whoever reads the results has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_UNREADABLE)
@@ -96,7 +96,7 @@ def predict(options: argparse.Namespace) -> dict[str, str]:
       ValueError: the run can't be used, or can't follow the policy.
     """
     paths, failures = list_pictures(options.pictures, sys.stdin)
-    run = runs.load(options.run)
+    run = Run(options.run).load()
     policy = choose_policy(run, options.policy, options.budget)
     predictor = Predictor(run, policy, batch_size=options.batch_size)
     overlays = Overlays(options.overlays) if options.overlays else None
@@ -130,7 +130,7 @@ def predict(options: argparse.Namespace) -> dict[str, str]:
     return failures
 
 
-def choose_policy(run: runs.TrainedRun, policy: str, budget: str) -> Policy:
+def choose_policy(run: Run, policy: str, budget: str) -> Policy:
     """What --policy and --budget mean together.
 
     Raises:

@@ -19,7 +19,7 @@ MODULES = (
     "bvit.image.conditions",
     "bvit.models",
     "bvit.tokens.inputs",
-    "bvit.runs",
+    "bvit.run",
     "bvit.export",
 )
 TITLE = """# The functions of bvit

@@ -33,8 +33,8 @@ from bvit import models, sharding
 from bvit.checkpoint import Checkpoints
 from bvit.data.decode import random_resized_crop
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD
+from bvit.optimizer import make_optimizer
 from bvit.tokens.inputs import Policy
-from bvit.training.optimizer import make_optimizer
 from bvit.training.state import create_state
 from bvit.training.step import Recipe, make_train_step
 

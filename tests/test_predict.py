@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 from trained import CLASSES, SIZE, run_directory, write_picture
 
-from bvit import predict, runs
+from bvit import predict
 from bvit.data.decode import center_crop
 from bvit.image.focus_measures import THRESHOLDS, relative_detail
 from bvit.image.pixels import normalize, to_float
 from bvit.image.sigma import estimate_sigma
+from bvit.run import Run
 from bvit.tokens import plans as tokens
 
 
@@ -60,7 +61,7 @@ def seen(path):
 
 def by_hand(paths, policy, budget):
     """The probabilities of pictures, by the plain functions."""
-    run = runs.load(run_directory())
+    run = Run(run_directory()).load()
     image = to_float(np.stack([seen(path) for path in paths]))
     plan = tokens.plan(image, patch_size=8, policy=policy, budget=budget)
     inputs = normalize(image, tuple(run.config.data.mean), tuple(run.config.data.std))
@@ -68,8 +69,8 @@ def by_hand(paths, policy, budget):
 
 
 def test_a_run_is_loaded_as_it_was_saved_from_eight_devices():
-    run = runs.load(run_directory())
-    saved = ocp.StandardCheckpointer().restore(run_directory() / "checkpoints" / "2" / "default")
+    run = Run(run_directory()).load()
+    saved = ocp.StandardCheckpointer().restore(run_directory() / "checkpoints" / "2" / "model")
     assert run.step == 2 and run.class_names == CLASSES
     jax.tree.map(np.testing.assert_array_equal, run.variables["params"], saved["ema_params"])
     assert not np.array_equal(saved["params"]["head"]["bias"], saved["ema_params"]["head"]["bias"])

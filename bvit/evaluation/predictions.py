@@ -19,7 +19,7 @@ from bvit.image.focus_measures import own_threshold
 from bvit.image.pixels import normalize, to_float
 from bvit.image.sigma import estimate_sigma
 from bvit.report.overlays import draw_clusters, draw_levels
-from bvit.runs import TrainedRun
+from bvit.run import Run
 from bvit.sharding import make_mesh
 from bvit.tokens.inputs import SHOW_EVERYTHING, Policy, for_policy, shown_levels
 
@@ -51,7 +51,7 @@ class Predictor:
       seconds: spent on classification so far.
     """
 
-    def __init__(self, run: TrainedRun, policy: Policy, *, batch_size: int = 32) -> None:
+    def __init__(self, run: Run, policy: Policy, *, batch_size: int = 32) -> None:
         """Checks that the model can follow the policy, and compiles what adaptive budgets need.
 
         Args:

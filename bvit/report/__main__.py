@@ -9,7 +9,6 @@ baseline of that seed, on the same images.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +16,8 @@ from pathlib import Path
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.evaluation import imagenet_c
 from bvit.report import formats, pairing, paper, plots, tables
-from bvit.report.comparison import Group, Run, group
-from bvit.training.metrics import read_metrics
+from bvit.report.comparison import Group, group
+from bvit.run import Run
 
 FORMATS = {".md": "markdown", ".csv": "csv", ".html": "html"}
 TITLES = {
@@ -126,18 +125,10 @@ def read_run(path: Path) -> Run:
     Raises:
       ValueError: the folder is no run, the run has not finished, or its results are damaged.
     """
-    if not path.is_dir():
-        raise ValueError(f"{path} is no run directory.")
-    lines = read_metrics(path)
-    if not (path / "results.json").exists():
-        if not (path / "config.json").exists():
-            raise ValueError(f"{path} is no run directory: it has no config.json.")
-        at = f"it has logged step {lines[-1]['step']}" if lines else "it has logged no step yet"
-        raise ValueError(f"{path} is not finished ({at}): run its command again until it is.")
+    run = Run(path)
     try:
-        run = Run(path.name, json.loads((path / "results.json").read_text()), lines, path)
-        _sections(group([run]), matrix=False)  # is all there that a report needs?
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        _sections(group([run]), matrix=False)  # fails if a part is missing
+    except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path / 'results.json'} is damaged ({error!r}).") from error
     return run
 
@@ -173,7 +164,7 @@ def format_report(
         return (formats.as_csv if form == "csv" else formats.as_markdown)(sections)
     figures = {}
     if not matrix:
-        lines = {one.label: [run.lines for run in one.runs] for one in groups}
+        lines = {one.label: [run.metrics for run in one.runs] for one in groups}
         figures = plots.draw({one.label: one.rows for one in groups}, lines)
     title = f"bvit: {sum(len(one.runs) for one in groups)} runs"
     return formats.as_html(title, sections, {TITLES[name]: one for name, one in figures.items()})

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from bvit.evaluation.rows import NOTHING, Row
-from bvit.report.comparison import PRETRAINED, Group
+from bvit.report.comparison import PRETRAINED, Group, trained_on
 from bvit.report.tables import NOT_RUN, cell, over
 
 
@@ -114,7 +114,7 @@ def _row_name(one: Group, table: Table) -> str:
 
 
 def _found(column: Column, one: Group) -> Row | None:
-    if column.train not in ("", one.runs[0].trained_on):
+    if column.train not in ("", trained_on(one.runs[0].settings)):
         return None
     wanted = (column.condition, column.policy, None)
     return next((r for r in one.rows if (r["condition"], r["policy"], r["budget"]) == wanted), None)

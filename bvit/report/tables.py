@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from bvit.evaluation.rows import COLUMNS, Row, format_cell, format_value, policy_label
-from bvit.report.comparison import Group
+from bvit.report.comparison import Group, caption
 
 NOT_RUN = "not run"
 
@@ -21,7 +21,7 @@ def overview_lines(groups: Sequence[Group]) -> list[list[str]]:
                 *(format_value(one.settings[key]) for key in keys),
                 ", ".join(seeds),
                 f"{results['parameters']:,}",
-                one.runs[0].caption,
+                caption(one.runs[0]),
             ]
         )
     return lines

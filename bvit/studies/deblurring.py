@@ -28,8 +28,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from ml_collections import ConfigDict
 
-from bvit import answers, data, runs, sharding
 from bvit import config as config_lib
+from bvit import data, sharding
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.evaluation import cost
 from bvit.evaluation.evaluate import make_classify, make_corrupt
@@ -39,6 +39,7 @@ from bvit.image.deblur import deblur_gaussian
 from bvit.image.pixels import to_float
 from bvit.report import formats, plots
 from bvit.report.tables import NOT_RUN
+from bvit.run import Run
 from bvit.tokens.inputs import Policy
 
 DIRECT = "direct"
@@ -82,7 +83,7 @@ def cells(conditions: Iterable[str]) -> dict[Cell, str]:
 
 
 def measure(
-    run: runs.TrainedRun, policy: Policy, methods: Iterable[str], batch: Mapping[str, np.ndarray]
+    run: Run, policy: Policy, methods: Iterable[str], batch: Mapping[str, np.ndarray]
 ) -> dict[str, dict[str, float]]:
     """Measures what classification costs, directly and after each deblurring, on one batch.
 
@@ -276,8 +277,9 @@ def study(paths: Sequence[Path]) -> tuple[list[Tested], dict[Cell, tuple[float, 
     """
     opened, conditions, same = [], {}, {}
     for path in paths:
-        run, kept = runs.load(path), answers.read(path)
+        run = Run(path)
         policy = run.policy(config_lib.words(run.config.eval.policies)[0])
+        kept = run.answers
         own = cells(name for name, label in kept.ranks if label == policy.label)
         if not own:
             raise ValueError(f"{path} deblurred nothing: evaluate configs/deblur_or_not.py.")
@@ -296,7 +298,7 @@ def study(paths: Sequence[Path]) -> tuple[list[Tested], dict[Cell, tuple[float, 
     tested = []
     for run, policy, right in opened:
         methods = dict.fromkeys(method for _, method in right if method != DIRECT)
-        tested.append(Tested(run.path.name, right, measure(run, policy, methods, batch)))
+        tested.append(Tested(run.name, right, measure(run.load(), policy, methods, batch)))
     with _test_batches(c) as batches:
         return tested, restored(batches, conditions, seed=c.seed)
 

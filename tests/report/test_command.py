@@ -4,16 +4,17 @@ import json
 import re
 import statistics
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bvit import answers
 from bvit.evaluation.evaluate import Outcome
 from bvit.report import __main__ as report
 from bvit.report import paper, plots
-from bvit.report.comparison import Run, group
+from bvit.report.comparison import group
 from bvit.report.tables import NOT_RUN
+from bvit.run import Run
 from bvit.tokens.inputs import Policy
 
 
@@ -51,7 +52,10 @@ def make_row(condition, policy, top1, budget=None):
 
 
 def cells(table, results):
-    groups = group([Run("run", found) for found in results])
+    runs = [Run(Path("run")) for _ in results]
+    for run, found in zip(runs, results, strict=True):
+        run.results = found
+    groups = group(runs)
     return {line[0]: line[1:] for line in paper.lines(table, groups)[1:]}
 
 
@@ -219,7 +223,9 @@ def answered(runs):
         policies = {Policy("keep"): 6 if "mix" in path.name else 5, Policy("drop", budget=8): 4}
         ranks = {policy: np.arange(1000) % 10 >= right for policy, right in policies.items()}
         index = np.arange(1000)
-        answers.write(path, [Outcome("region", policy, index, r) for policy, r in ranks.items()])
+        Run(path).write_answers(
+            [Outcome("region", policy, index, r) for policy, r in ranks.items()]
+        )
     return runs
 
 

@@ -18,7 +18,7 @@ from bvit import experiment as setup
 from bvit import sharding
 from bvit.evaluation.evaluate import make_corrupt
 from bvit.interrupt import SignalWatch
-from bvit.run_directory import RunDirectory
+from bvit.run import Run
 from bvit.studies import deblurring
 from bvit.training.loop import train_and_evaluate
 from configs.deblur_or_not import get_config
@@ -137,7 +137,7 @@ def evaluated():
     assert len(config_lib.words(config.eval.conditions)) == 14
     config.data.dir = str(top / "data")
     config.eval.conditions = "stored:gaussian:1,wiener:stored:gaussian:1"
-    run = RunDirectory(top / "run", config_lib.to_dict(config))
+    run = Run.begin(top / "run", config_lib.to_dict(config))
     results = train_and_evaluate(setup.prepare(config), run, SignalWatch())
     run.close()
     return run.path, results
