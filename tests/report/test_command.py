@@ -137,11 +137,11 @@ def parse_csv(text):
 
 
 class Cells(HTMLParser):
-    """The tables and pictures of a page."""
+    """The tables and images of a page."""
 
     def __init__(self, text):
         super().__init__()
-        self.tables, self.pictures, self.links, self.text = [], [], [], None
+        self.tables, self.images, self.links, self.text = [], [], [], None
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -152,7 +152,7 @@ class Cells(HTMLParser):
         elif tag in ("td", "th"):
             self.text = ""
         elif tag == "img":
-            self.pictures.append(dict(attributes)["src"])
+            self.images.append(dict(attributes)["src"])
         self.links += [value for name, value in attributes if name in ("href", "src")]
 
     def handle_data(self, data):
@@ -172,7 +172,7 @@ def test_all_formats_hold_the_same_cells(runs, call, tmp_path):
     comma = parse_csv(call(*paths, "--format=csv").out)
     markdown = call(*paths).out
     assert page.tables == list(comma.values())
-    assert len(page.pictures) == 4
+    assert len(page.images) == 4
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     for lines in comma.values():
         for line in lines:
@@ -218,7 +218,7 @@ def test_the_matrix_has_a_row_for_what_differs_and_a_column_for_a_condition(runs
 
 @pytest.fixture(scope="module")
 def answered(runs):
-    """The same runs, with answers: under keep mix is right on 6 of 10 pictures, blur on 5."""
+    """The same runs, with answers: under keep mix is right on 6 of 10 images, blur on 5."""
     for path in runs.iterdir():
         policies = {Policy("keep"): 6 if "mix" in path.name else 5, Policy("drop", budget=8): 4}
         ranks = {policy: np.arange(1000) % 10 >= right for policy, right in policies.items()}
@@ -279,11 +279,11 @@ def test_what_is_no_finished_run_is_named_and_the_others_are_reported(runs, tmp_
     lacking = [json.dumps({k: v for k, v in whole.items() if k != key}) for key in whole]
     for content in ("{", "[]", *lacking):
         (damaged / "results.json").write_text(content)
-        told = call(runs / "mix0", begun, damaged, file, tmp_path)
-        assert "not finished (it has logged step 30)" in told.err
-        assert "damaged" in told.err and "a.log is no run" in told.err
-        assert len(told.err.splitlines()) == 4
-        assert "### Left out" in told.out and "70.00" in told.out
+        printed = call(runs / "mix0", begun, damaged, file, tmp_path)
+        assert "not finished (it has logged step 30)" in printed.err
+        assert "damaged" in printed.err and "a.log is no run" in printed.err
+        assert len(printed.err.splitlines()) == 4
+        assert "### Left out" in printed.out and "70.00" in printed.out
     with pytest.raises(SystemExit) as stop:
         call(begun)
     assert stop.value.code == 2
@@ -304,6 +304,6 @@ def test_what_is_no_finished_run_is_named_and_the_others_are_reported(runs, tmp_
 def test_wrong_arguments_are_an_error_of_one_line(runs, call, capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
         call(*arguments, *([runs / "mix0"] if arguments else []))
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert stop.value.code == 2
-    assert message in told and told.startswith("bvit: ") and len(told.splitlines()) == 1
+    assert message in printed and printed.startswith("bvit: ") and len(printed.splitlines()) == 1
