@@ -37,12 +37,23 @@ def main(arguments: Sequence[str]) -> None:
     if not runs:
         fail("there is no finished run to report.", EXIT_BAD_INPUT)
     groups = group(runs)
+    rows = {one.label: one.rows for one in groups}
     try:
-        paired = _paired(groups, options)
-        _draw(groups, options)
-        text = format_report(
-            groups, failures, _format(options), matrix=options.matrix, paired=paired
-        )
+        form = _format(options)
+        sections = _sections(groups, matrix=options.matrix, paired=_paired(groups, options))
+        if failures:
+            sections.append(("Left out", [["run", "why"], *map(list, failures.items())]))
+        if options.sigma:
+            plots.draw_sigma(rows).savefig(options.sigma, dpi=150)
+        if options.tradeoff:
+            plots.draw_tradeoff(rows).savefig(options.tradeoff, dpi=150)
+        if form == "html":
+            lines = {one.label: [run.metrics for run in one.runs] for one in groups}
+            found = {} if options.matrix else plots.draw(rows, lines)
+            figures = {TITLES[name]: figure for name, figure in found.items()}
+            text = formats.as_html(f"bvit: {len(runs)} runs", sections, figures)
+        else:
+            text = (formats.as_csv if form == "csv" else formats.as_markdown)(sections)
         if options.to:
             options.to.write_text(text + "\n")
         else:
@@ -131,43 +142,6 @@ def read_run(path: Path) -> Run:
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path / 'results.json'} is damaged ({error!r}).") from error
     return run
-
-
-def _draw(groups: Sequence[Group], options: argparse.Namespace) -> None:
-    rows = {one.label: one.rows for one in groups}
-    for file, draw in ((options.sigma, plots.draw_sigma), (options.tradeoff, plots.draw_tradeoff)):
-        if file:
-            draw(rows).savefig(file, dpi=150)
-
-
-def format_report(
-    groups: Sequence[Group],
-    failures: dict[str, str],
-    form: str,
-    *,
-    matrix: bool = False,
-    paired: Sequence[formats.Table] = (),
-) -> str:
-    """The whole report as text.
-
-    Args:
-      groups: of `comparison.group`.
-      failures: runs that were left out, and why.
-      form: "markdown", "csv" or "html".
-      matrix: leave out all but the matrix of runs and conditions, and `paired`.
-      paired: tables of `pairing.table` with their titles.
-    """
-    sections = _sections(groups, matrix, paired)
-    if failures:
-        sections.append(("Left out", [["run", "why"], *map(list, failures.items())]))
-    if form != "html":
-        return (formats.as_csv if form == "csv" else formats.as_markdown)(sections)
-    figures = {}
-    if not matrix:
-        lines = {one.label: [run.metrics for run in one.runs] for one in groups}
-        figures = plots.draw({one.label: one.rows for one in groups}, lines)
-    title = f"bvit: {sum(len(one.runs) for one in groups)} runs"
-    return formats.as_html(title, sections, {TITLES[name]: one for name, one in figures.items()})
 
 
 def _sections(
