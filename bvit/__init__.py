@@ -7,9 +7,9 @@ loads when it is first used.
 import importlib
 from types import ModuleType
 
-from bvit import stopping
+from bvit import interrupt
 
-stopping.end_commands_quietly()  # before what takes seconds to load
+interrupt.end_commands_quietly()  # before what takes seconds to load
 
 from bvit import image, models, tokens  # noqa: E402
 from bvit.classify import classify  # noqa: E402

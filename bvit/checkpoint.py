@@ -1,97 +1,107 @@
-"""Checkpoints: written in the background, whole or not at all, checked before they are trusted."""
+"""Checkpoints: written in the background, whole or not at all, checked before they are trusted.
+
+A checkpoint has two items. `model` is what uses of the model read; `training` is what only an
+interrupted training needs to go on.
+"""
 
 import contextlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jaxtyping import PyTree
 
 from bvit import distributed
 
-SEAL_CHUNK = 2**24  # bytes read at a time while a checkpoint is summed
+MODEL, TRAINING = "model", "training"
+# The parts of a state that the item `model` holds; all others are in `training`.
+MODEL_PARTS = ("params", "model_state", "ema_params")
+# Older checkpoints have one item with all parts.
+SINGLE = "default"
+SEAL_CHUNK = 2**24  # bytes read at a time for a checksum
 
-
-def _checksums(folder: Path) -> dict[str, int]:
-    """CRC-32 of every file under a folder, by relative path."""
-    sums = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            crc = 0
-            with path.open("rb") as file:
-                while chunk := file.read(SEAL_CHUNK):
-                    crc = zlib.crc32(chunk, crc)
-            sums[path.relative_to(folder).as_posix()] = crc
-    return sums
+State = Mapping[str, PyTree]
 
 
 class CheckpointError(ValueError):
-    """There are checkpoints, but none that this run can go on from."""
+    """There are checkpoints, but none that this run can use."""
 
 
 class CheckpointWriteError(Exception):
-    """A checkpoint could not be written; those before it are as they were."""
+    """A checkpoint could not be written; the ones before it are unchanged."""
 
 
 class Checkpoints:
     """The checkpoints of one run.
 
-    Orbax writes each into a temporary folder and renames it when it is whole, so a killed run never
-    leaves half of one under a step's name. What can still happen to a whole one afterwards (a disk
-    that flips bits, a copy cut short) shows in its seal: the checksums of its files, written beside
-    it once it is complete.
+    Orbax writes each into a temporary folder and renames it once it is complete, so a killed run
+    never leaves half of one under a step's name. Damage that comes later (a disk that flips bits, a
+    copy cut short) is detected by the seal: the checksums of the files, written beside the
+    checkpoint once it is complete.
     """
 
     def __init__(self, folder: Path, *, keep: int = 3) -> None:
         """Opens (or creates) the folder of a run's checkpoints.
 
         Args:
-          folder: where they lie, one subfolder a step.
-          keep: the newest so many stay.
+          folder: has one subfolder for each step.
+          keep: how many of the newest to keep.
         """
         self._folder = folder
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
-            item_handlers=ocp.StandardCheckpointHandler(),
+            item_handlers={
+                item: ocp.PyTreeCheckpointHandler() for item in (MODEL, TRAINING, SINGLE)
+            },
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
         )
         self._unsealed: int | None = None
 
-    def save(self, step: int, state: PyTree) -> None:
-        """Starts writing a checkpoint; returns once the state has been copied off the devices."""
+    def save(self, step: int, state: State) -> None:
+        """Starts writing a checkpoint; returns once the state has been copied off the devices.
+
+        Args:
+          step: number of updates done.
+          state: name of a part (`MODEL_PARTS` and others) → its arrays.
+        """
         self.wait()
         self._unsealed = step
-        with self._told():
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+        items = {
+            item: ocp.args.PyTreeSave(parts)
+            for item, parts in _by_item(state, single=False).items()
+        }
+        with self._reported():
+            self._manager.save(step, args=ocp.args.Composite(**items))
 
     def wait(self) -> None:
-        """Waits until the checkpoint under way is whole, and seals it.
+        """Waits until the checkpoint being written is complete, and seals it.
 
         Raises:
-          CheckpointWriteError: it could not be written, for want of space say.
+          CheckpointWriteError: it could not be written, for example because the disk is full.
         """
         if self._unsealed is None:
             return
-        with self._told():
+        with self._reported():
             self._manager.wait_until_finished()
             if distributed.is_main():
                 self._write_seal(self._unsealed)
         self._unsealed = None
 
     def close(self) -> None:
-        """Finishes what is under way."""
+        """Finishes what is being written."""
         try:
             self.wait()
         finally:
             self._manager.close()
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Tells what orbax raises when it can't write, which is of many kinds, as one."""
+    def _reported(self) -> Iterator[None]:
+        """Turns the many kinds of error that orbax raises when it can't write into one."""
         try:
             yield
         except Exception as error:
@@ -103,36 +113,69 @@ class Checkpoints:
             ) from error
 
     def _write_seal(self, step: int) -> None:
+        folder = self._folder / str(step)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        sums = {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
         partial = self._seal(step).with_suffix(".partial")
-        partial.write_text(json.dumps(_checksums(self._folder / str(step))))
+        partial.write_text(json.dumps(sums))
         partial.replace(self._seal(step))
         for seal in self._folder.glob("*.seal"):
             if not (self._folder / seal.stem).exists():
                 seal.unlink()
 
     def steps(self) -> list[int]:
-        """The steps of which there is a checkpoint, newest first."""
+        """The steps that have a checkpoint, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def restore_newest(self, like: PyTree) -> tuple[int, PyTree] | None:
-        """Restores the newest checkpoint that is undamaged.
+    def restore_state(self, like: State) -> tuple[int, dict[str, PyTree]] | None:
+        """Restores the newest undamaged checkpoint, to go on with a training.
 
         Args:
-          like: shapes, dtypes and shardings of the state that is wanted (`jax.ShapeDtypeStruct`s).
+          like: the parts of the state, each array as a `jax.ShapeDtypeStruct` with its sharding.
 
         Returns:
           (step, state), or None if there is no checkpoint at all.
 
         Raises:
-          CheckpointError: if the newest is of another model, or all are damaged.
+          CheckpointError: the newest is of another model, or all are damaged.
         """
+        return self._newest(lambda step: self._restore(step, like), unread="")
+
+    def restore_variables(self, like: State) -> tuple[int, dict[str, PyTree]] | None:
+        """Restores the variables of the newest undamaged checkpoint, to use the model.
+
+        Only the item `model` is read. Parameters are the averaged ones where they were kept.
+
+        Args:
+          like: the model's variables ("params" and other collections), each array as a
+            `jax.ShapeDtypeStruct` with its sharding; without one, it becomes a NumPy array.
+
+        Returns:
+          (step, variables), or None if there is no checkpoint at all.
+
+        Raises:
+          CheckpointError: the newest is of another model, or all are damaged.
+        """
+
+        def read(step: int) -> dict[str, PyTree]:
+            averaged = jax.tree.leaves(self._saved(step).get("ema_params"))
+            params, collections = "ema_params" if averaged else "params", dict(like)
+            parts = {params: collections.pop("params"), "model_state": collections}
+            found = self._restore(step, parts)
+            return {"params": found[params], **found["model_state"]}
+
+        return self._newest(read, unread=f"{TRAINING}/")
+
+    def _newest(
+        self, read: Callable[[int], dict[str, PyTree]], unread: str
+    ) -> tuple[int, dict[str, PyTree]] | None:
+        """Reads the newest undamaged checkpoint; `unread` are the files that don't matter to it."""
         steps = self.steps()
         for step in steps:
-            damage = self._damage(step)
+            damage = self._damage(step, unread)
             if damage is None:
                 try:
-                    self._check_same_model(step, like)
-                    return step, self._manager.restore(step, args=ocp.args.StandardRestore(like))
+                    return step, read(step)
                 except CheckpointError:
                     raise
                 except Exception as error:  # orbax raises many kinds for files it can't read
@@ -148,30 +191,52 @@ class Checkpoints:
             )
         return None
 
+    def _restore(self, step: int, like: State) -> dict[str, PyTree]:
+        """Restores those parts of a checkpoint that `like` names."""
+        self._check_same_model(step, like)
+        args = {
+            item: ocp.args.PyTreeRestore(
+                parts, restore_args=jax.tree.map(_restore_args, parts), partial_restore=True
+            )
+            for item, parts in _by_item(like, single=self._is_single(step)).items()
+        }
+        found = self._manager.restore(step, args=ocp.args.Composite(**args))
+        return {name: part for item in args for name, part in found[item].items()}
+
+    def _saved(self, step: int) -> dict[str, PyTree]:
+        """Name of a part → descriptions of its arrays."""
+        metadata = self._manager.item_metadata(step)
+        items = (SINGLE,) if self._is_single(step) else (MODEL, TRAINING)
+        return {name: part for item in items for name, part in metadata[item].tree.items()}
+
+    def _is_single(self, step: int) -> bool:
+        return (self._folder / str(step) / SINGLE).exists()
+
     def _seal(self, step: int) -> Path:
         return self._folder / f"{step}.seal"
 
-    def _damage(self, step: int) -> str | None:
-        """What is wrong with a checkpoint's files, by the first process; None if nothing is."""
+    def _damage(self, step: int, unread: str) -> str | None:
+        """What is wrong with a checkpoint's files, found by the first process; None if nothing."""
         try:
             with distributed.together():
                 if distributed.is_main():
-                    self._check_seal(step)
+                    self._check_seal(step, unread)
         except ValueError as error:
             return str(error)
         return None
 
-    def _check_seal(self, step: int) -> None:
+    def _check_seal(self, step: int, unread: str) -> None:
         """Raises a ValueError if a checkpoint's files are not as they were written."""
         if not self._seal(step).exists():
             return  # the run ended between the checkpoint and its seal; orbax checks it
-        want, have = json.loads(self._seal(step).read_text()), _checksums(self._folder / str(step))
-        changed = [name for name in want if have.get(name) != want[name]]
+        sums = json.loads(self._seal(step).read_text())
+        names = [name for name in sums if not (unread and name.startswith(unread))]
+        changed = [n for n in names if _checksum(self._folder / str(step) / n) != sums[n]]
         if changed:
-            raise ValueError(f"{len(changed)} of {len(want)} files changed, e.g. {changed[0]}")
+            raise ValueError(f"{len(changed)} of {len(names)} files changed, e.g. {changed[0]}")
 
-    def _check_same_model(self, step: int, like: PyTree) -> None:
-        saved = _shapes(self._manager.item_metadata(step))
+    def _check_same_model(self, step: int, like: State) -> None:
+        saved = _shapes({name: part for name, part in self._saved(step).items() if name in like})
         wanted = _shapes(like)
         if saved == wanted:
             return
@@ -182,6 +247,32 @@ class Checkpoints:
             f"differ, e.g. {name} is {saved.get(name)} in it and {wanted.get(name)} here; use the "
             "config it was trained with, or another --workdir."
         )
+
+
+def _by_item(state: State, *, single: bool) -> dict[str, dict[str, PyTree]]:
+    """Sorts the parts of a state into the items of a checkpoint."""
+    items: dict[str, dict[str, PyTree]] = {}
+    for name, part in state.items():
+        item = SINGLE if single else MODEL if name in MODEL_PARTS else TRAINING
+        items.setdefault(item, {})[name] = part
+    return items
+
+
+def _restore_args(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+    if leaf.sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
+    return ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+
+
+def _checksum(path: Path) -> int | None:
+    """CRC-32 of a file; None if it is gone."""
+    if not path.is_file():
+        return None
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(SEAL_CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    return crc
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:

@@ -47,7 +47,7 @@ def default_config() -> ConfigDict:
     # What patches are ranked by: relative, reblur, laplacian (the paper's), tenengrad or entropy.
     c.tokens.score = "relative"
     # The score from which a patch counts as sharp; None = the score's own (relative 0.07, laplacian
-    # the paper's 100, …: bvit.image.scores.THRESHOLDS).
+    # the paper's 100, …: bvit.image.focus_measures.THRESHOLDS).
     c.tokens.threshold = _optional(float)
     c.tokens.zero_at = "pixels"  # zero blanks in the "pixels" (black) or when "normalized" (mean)
 
@@ -173,6 +173,15 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
         if old.get(key) != new.get(key)
         and not any(key == free or key.startswith(free + ".") for free in RESUME_MAY_CHANGE)
     }
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's config with dotted keys; keys that are newer than the run have their defaults.
+
+    The options of a model have none: they depend on the model.
+    """
+    now = flatten(to_dict(default_config()))
+    return {k: v for k, v in now.items() if not k.startswith("model.")} | flatten(config)
 
 
 def load(path: Path) -> ConfigDict:

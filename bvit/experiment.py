@@ -1,33 +1,29 @@
-"""From a config to the pieces of a run: the one place that unpacks settings, and checks them."""
+"""From a config to the checked pieces of a training and its evaluation."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import optax
 from flax import linen as nn
-from flax import traverse_util
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from bvit import config as config_lib
-from bvit import data, models, sharding
-from bvit.classify import check
+from bvit import data, sharding
 from bvit.data.subset import Subset
+from bvit.evaluation import cost
 from bvit.evaluation.baseline import histogram_nearest_neighbour
 from bvit.evaluation.evaluator import Evaluator
 from bvit.image import conditions
-from bvit.models import pretrained
 from bvit.models.vit import VisionTransformer
-from bvit.tokens import Keep, Policy, parse
-from bvit.training.optimizer import make_optimizer, make_schedule
-from bvit.training.profile import check_steps
-from bvit.training.step import Hyperparameters
+from bvit.optimizer import make_optimizer, make_schedule
+from bvit.run import build_model, build_policy, initial_variables
+from bvit.tokens.inputs import Policy
 
 # Training crops that the nearest neighbour chooses from: a quarter, which takes seconds to read.
 BASELINE_IMAGES = 4096
@@ -40,18 +36,18 @@ class Experiment:
     """The pieces of a run, checked against each other.
 
     Attributes:
-      config: where they come from.
+      config: the settings.
       mesh: the devices.
-      train_source: pictures to train on.
-      test_source: pictures to evaluate on.
+      train_source: images to train on.
+      test_source: images to evaluate on.
       model: the classifier.
-      recipes: how a batch may be treated; each step draws one of them.
-      initial: variables to start from, or None to draw them.
+      train_policies: the token policies of training; each step draws one of them.
+      initial: variables to start from, on the host; None to draw them.
       schedule: step → learning rate.
-      optimizer: of the parameters.
-      total_steps: length of the training.
-      conditions: what evaluation does to the pictures.
-      policies: what evaluation does with blurry patches.
+      optimizer: of the parameters; one without state where nothing is trained.
+      total_steps: length of the training; 0 evaluates only.
+      conditions: what evaluation does to the images.
+      policies: the token policies of evaluation.
     """
 
     config: ConfigDict
@@ -59,7 +55,7 @@ class Experiment:
     train_source: data.Source
     test_source: data.Source
     model: nn.Module
-    recipes: tuple[Hyperparameters, ...]
+    train_policies: tuple[Policy, ...]
     initial: PyTree | None
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
@@ -74,10 +70,10 @@ class Experiment:
 
 
 def prepare(config: ConfigDict) -> Experiment:
-    """Builds the pieces of a run from its config; compiles nothing and reads no picture.
+    """Builds the pieces of a run from its config; compiles nothing and reads no image.
 
     Raises:
-      ValueError: for settings that are wrong or do not fit together; it says which, and the fix.
+      ValueError: settings are wrong or do not fit together; it names them, and the fix.
     """
     c = config
     _check_values(c)
@@ -88,7 +84,7 @@ def prepare(config: ConfigDict) -> Experiment:
     sharding.check_batch(c.eval.batch_size, mesh, name="eval.batch_size")
     if c.train.mixup and c.train.batch_size // sharding.batch_shares(mesh) % 2:
         raise ValueError(
-            "train.mixup mixes pictures in pairs: each device needs an even share of "
+            "train.mixup mixes images in pairs: each device needs an even share of "
             f"train.batch_size={c.train.batch_size}, got {sharding.batch_shares(mesh)} devices."
         )
     train_source, test_source = _sources(c)
@@ -100,27 +96,33 @@ def prepare(config: ConfigDict) -> Experiment:
         build_policy(c, model, text) for text in config_lib.words(c.tokens.policy)
     )
     policies = tuple(build_policy(c, model, text) for text in config_lib.words(c.eval.policies))
+    if any(policy.budgets for policy in train_policies):
+        raise ValueError(
+            "auto is a budget to evaluate with: train with several that each step draws from, as "
+            "tokens.policy=keep,merge:0.5,merge:0.25."
+        )
+    if any(policy.budgets for policy in policies) and jax.process_count() > 1:
+        raise ValueError(
+            "auto sorts images by budget on one host, and there are "
+            f"{jax.process_count()} processes: name budgets in eval.policies, as merge:0.5."
+        )
     _check_full_pass(c, model, train_policies)
+    for policy in (*train_policies, *policies):
+        for static in policy.static:  # a budget that can't be is an error here
+            cost.num_tokens(model, static, c.data.image_size)
     total_steps = _total_steps(c, len(train_source))
-    check_steps(c.profile.steps, total_steps)
-    schedule = make_schedule(
-        c.optimizer.schedule,
-        learning_rate=c.optimizer.learning_rate,
-        total_steps=total_steps,
-        warmup=c.optimizer.warmup,
-        boundaries=tuple(c.optimizer.boundaries),
-        decay=c.optimizer.decay,
-    )
+    _check_profile(c.profile.steps, total_steps)
+    schedule, optimizer = _optimizer(c, total_steps)
     return Experiment(
         config=c,
         mesh=mesh,
         train_source=train_source,
         test_source=test_source,
         model=model,
-        recipes=tuple(_recipe(c, policy) for policy in train_policies),
-        initial=build_initial(c, train_source.class_names),
+        train_policies=train_policies,
+        initial=initial_variables(c, train_source.class_names),
         schedule=schedule,
-        optimizer=build_optimizer(c, schedule),
+        optimizer=optimizer,
         total_steps=total_steps,
         conditions=names,
         policies=policies,
@@ -128,7 +130,7 @@ def prepare(config: ConfigDict) -> Experiment:
 
 
 def _check_values(c: ConfigDict) -> None:
-    """Looks at what is only used once the step is compiled, so that a slip costs no minutes."""
+    """Checks the values that are only used once the step is compiled, which takes minutes."""
     low, high = c.data.crop_scale
     rules = {
         "log.every_steps": (c.log.every_steps > 0, "at least 1"),
@@ -140,6 +142,10 @@ def _check_values(c: ConfigDict) -> None:
         "tokens.policy": (bool(config_lib.words(c.tokens.policy)), "at least one, as keep"),
         "train.distill": (c.train.distill >= 0, "a weight, 0 (off) or more"),
         "train.distill_temperature": (c.train.distill_temperature > 0, "above 0"),
+        "tokens.adaptive_budgets": (
+            len(c.tokens.adaptive_budgets) > 0,
+            "at least one share, as (0.25, 0.5, 1.0)",
+        ),
         "seed": (c.seed >= 0, "0 or more"),
         "data.crop_scale": (0 < low <= high <= 1, "a range within (0, 1], as (0.08, 1.0)"),
         "data.on_error": (c.data.on_error in ("raise", "skip"), "raise or skip"),
@@ -164,10 +170,25 @@ def _check_full_pass(c: ConfigDict, model: nn.Module, policies: tuple[Policy, ..
             f"{setting} runs a ViT with every token besides one with fewer, and {c.model.name} has "
             f"none: set it to {'0' if c.train.distill else 'False'}, or train a ViT."
         )
-    if all(policy == Keep() for policy in policies):
+    if all(policy.name == "keep" for policy in policies):
         raise ValueError(
             f"{setting} needs a policy to train besides keep: got tokens.policy="
             f"{c.tokens.policy}; add one, as keep,merge:0.5."
+        )
+
+
+def _check_profile(steps: Sequence[int], total_steps: int) -> None:
+    if not steps:
+        return
+    if len(steps) != 2 or not all(isinstance(step, int) for step in steps):
+        raise ValueError(
+            "profile.steps must be the first and the last step to trace, as 10,20, or () for no "
+            f"profile: got {tuple(steps)!r}."
+        )
+    if not 1 <= steps[0] <= steps[1] <= total_steps:
+        raise ValueError(
+            f"profile.steps must lie within the {total_steps} steps of the training, the first not "
+            f"after the last: got {steps[0]},{steps[1]}."
         )
 
 
@@ -180,98 +201,6 @@ def _sources(c: ConfigDict) -> tuple[data.Source, data.Source]:
     return (
         data.open_source(c.data.name, split="train", split_name=c.data.train_split, **options),
         data.open_source(c.data.name, split="test", split_name=c.data.test_split, **options),
-    )
-
-
-def _model_options(c: ConfigDict) -> dict[str, Any]:
-    options = {k: v for k, v in c.model.items() if k != "name" and v is not None}
-    if c.model.name.startswith("vit"):
-        options["image_size"] = c.data.image_size
-    return options
-
-
-def build_model(c: ConfigDict, num_classes: int) -> nn.Module:
-    """The classifier that a config names."""
-    return models.create(c.model.name, num_classes=num_classes, **_model_options(c))
-
-
-def build_initial(c: ConfigDict, class_names: Sequence[str]) -> PyTree | None:
-    """The weights that a config starts from, fitted to its model; None without them.
-
-    Raises:
-      ValueError: they can't be read or do not fit, or are a run's whose head is for other classes.
-    """
-    if not c.init_from:
-        return None
-    options = {
-        "replace_head": not c.init_head,
-        "seed": c.seed,
-        "num_classes": len(class_names),
-        **_model_options(c),
-    }
-    folder = Path(c.init_from).expanduser()
-    if folder.is_dir():
-        return pretrained.convert(c.model.name, _weights_of_run(folder, c, class_names), **options)
-    return pretrained.load(c.model.name, c.init_from, **options)
-
-
-def _weights_of_run(
-    folder: Path, c: ConfigDict, class_names: Sequence[str]
-) -> dict[str, np.ndarray]:
-    from bvit import runs  # here, since it builds the models of runs by this module
-
-    run = runs.load(folder)
-    if c.init_head and run.class_names != tuple(class_names):
-        raise ValueError(
-            f"init_head takes the head of {folder} for the same classes in the same order: it has "
-            f"{len(run.class_names)} ({', '.join(run.class_names[:3])}, …), the data "
-            f"{len(class_names)} ({', '.join(class_names[:3])}, …); set init_head=False for a new "
-            "head, or choose the data that it was trained on."
-        )
-    return traverse_util.flatten_dict(jax.device_get(run.variables), sep="/")
-
-
-def build_optimizer(c: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimizer that a config names; the form of its state does not depend on the schedule."""
-    return make_optimizer(
-        c.optimizer.name,
-        schedule,
-        weight_decay=c.optimizer.weight_decay,
-        momentum=c.optimizer.momentum,
-        b2=c.optimizer.b2,
-        clip_norm=c.optimizer.clip_norm,
-        decay_all=c.optimizer.decay_all,
-    )
-
-
-def build_policy(c: ConfigDict, model: nn.Module, text: str) -> Policy:
-    """Reads a policy as people type it ("merge:31"), with a config's score, threshold and budget.
-
-    Raises:
-      ValueError: no such policy, or a model that has no tokens to leave out.
-    """
-    policy = parse(
-        text, score=c.tokens.score, threshold=c.tokens.threshold, zero_at=c.tokens.zero_at
-    )
-    check(model, policy)
-    return policy
-
-
-def _recipe(c: ConfigDict, policy: Policy) -> Hyperparameters:
-    return Hyperparameters(
-        condition=c.train.condition,
-        policy=policy,
-        mean=tuple(c.data.mean),
-        std=tuple(c.data.std),
-        label_smoothing=c.train.label_smoothing,
-        mixup=c.train.mixup,
-        ema_decay=c.train.ema_decay,
-        accumulate=c.train.accumulate,
-        skip_nonfinite=c.train.skip_nonfinite > 0,
-        distill=c.train.distill,
-        distill_temperature=c.train.distill_temperature,
-        sandwich=c.train.sandwich,
-        seed=c.seed,
     )
 
 
@@ -289,9 +218,28 @@ def _total_steps(c: ConfigDict, num_images: int) -> int:
     return steps
 
 
-def num_parameters(params: PyTree) -> int:
-    """How many numbers a tree of parameters (or their shapes) holds."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+def _optimizer(
+    c: ConfigDict, total_steps: int
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    o = c.optimizer
+    schedule = make_schedule(
+        o.schedule,
+        learning_rate=o.learning_rate,
+        total_steps=total_steps,
+        warmup=o.warmup,
+        boundaries=tuple(o.boundaries),
+        decay=o.decay,
+    )
+    optimizer = make_optimizer(
+        o.name,
+        schedule,
+        weight_decay=o.weight_decay,
+        momentum=o.momentum,
+        b2=o.b2,
+        clip_norm=o.clip_norm,
+        decay_all=o.decay_all,
+    )
+    return schedule, optimizer if total_steps else optax.identity()
 
 
 def train_batches(experiment: Experiment, start_step: int) -> data.Batches:
@@ -329,7 +277,7 @@ def test_batches(experiment: Experiment) -> data.Batches:
 
 
 def sample_batch(experiment: Experiment, count: int) -> dict[str, np.ndarray]:
-    """A few test pictures spread evenly over the set, and so over its classes."""
+    """A few test images spread evenly over the set, and so over its classes."""
     c, source = experiment.config, experiment.test_source
     places = np.linspace(0, len(source) - 1, min(count, len(source))).astype(np.int32)
     batches = data.eval_batches(
@@ -344,10 +292,10 @@ def sample_batch(experiment: Experiment, count: int) -> dict[str, np.ndarray]:
 
 
 def baselines(experiment: Experiment) -> dict[str, float]:
-    """What a nearest neighbour by histogram gets: accuracy that needs no structure.
+    """The accuracy of a nearest neighbour by histogram, which sees no structure.
 
-    Only for the embedded photographs, which were retouched so that it should fail; larger sets
-    would have to be read whole.
+    Only for the embedded photographs, which were retouched so that it should fail; it reads the
+    whole set.
     """
     if experiment.config.data.name != "photos":
         return {}
@@ -379,8 +327,9 @@ def make_evaluator(experiment: Experiment) -> Evaluator:
         policies=experiment.policies,
         num_images=len(experiment.test_source),
         image_size=c.data.image_size,
-        mean=experiment.recipes[0].mean,
-        std=experiment.recipes[0].std,
+        batch_size=c.eval.batch_size,
+        mean=tuple(c.data.mean),
+        std=tuple(c.data.std),
         seed=c.seed,
         mesh=experiment.mesh,
     )

@@ -1,4 +1,10 @@
-"""Stopping in good order: Ctrl-C, and SIGTERM, which schedulers send before they take a machine."""
+"""Stopping on Ctrl-C, and on SIGTERM, which schedulers send before they take a machine.
+
+Commands spend seconds importing, and a `KeyboardInterrupt` there prints a traceback through all of
+JAX. Nothing has to be saved by then, so `end_commands_quietly` ends the process with one line. Code
+that has something to save uses a `SignalWatch`. The package imports this module first, so it
+imports nothing heavy.
+"""
 
 import contextlib
 import os
@@ -6,33 +12,35 @@ import signal
 import sys
 from collections.abc import Iterator
 from types import FrameType, TracebackType
+from typing import NoReturn
 
-from bvit.stopping import EXIT_OFFSET
-
+# The exit code that a shell reports for a process ended by a signal: 128 + its number.
+EXIT_OFFSET = 128
 RETRY_SECONDS = 0.1
+STDERR = 2
 
 
 class Interrupted(BaseException):
-    """The run was asked to stop. No `Exception`, so that nobody takes it for a failure of theirs.
+    """The run was asked to stop. No `Exception`, so that no `except Exception` catches it.
 
     Attributes:
       exit_code: 130 after Ctrl-C, 143 after SIGTERM.
     """
 
     def __init__(self, signum: int, step: int | None = None) -> None:
-        """Remembers which signal it was, and the step that was saved for it."""
+        """Records the signal, and the step that was saved because of it."""
         saved = "" if step is None else f"; step {step} is saved"
         super().__init__(f"stopped by {signal.Signals(signum).name}{saved}")
         self.exit_code = EXIT_OFFSET + signum
 
 
 class SignalWatch:
-    """While active, Ctrl-C and SIGTERM raise `Interrupted`; while `held` as well, they are noted.
+    """While active, Ctrl-C and SIGTERM raise `Interrupted`; while `held`, they are only recorded.
 
     The second signal of a kind ends the process at once.
 
     Attributes:
-      received: the signal that was noted, 0 if there was none.
+      received: the recorded signal, 0 if there was none.
     """
 
     def __init__(self) -> None:
@@ -46,7 +54,7 @@ class SignalWatch:
     def __enter__(self) -> "SignalWatch":
         """Starts watching."""
         for signum in (signal.SIGINT, signal.SIGTERM):
-            self._previous[signum] = signal.signal(signum, self._note)
+            self._previous[signum] = signal.signal(signum, self._record)
         self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._retry)
         self._hook, sys.unraisablehook = sys.unraisablehook, self._swallowed
         return self
@@ -57,10 +65,10 @@ class SignalWatch:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Gives the signals back to whoever had them.
+        """Restores the signal handlers.
 
         Raises:
-          Interrupted: in place of what code on the way, compiled or cleaning up, made of it.
+          Interrupted: in place of an exception that other code raised because of it.
         """
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
@@ -70,16 +78,16 @@ class SignalWatch:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Only notes signals, for code that asks for `received`; raises what is left at its end."""
+        """Only records signals, for code that checks `received`; raises them at its end."""
         with self._holding(True):
             yield
-        self._raise_noted()
+        self._raise_recorded()
 
     @contextlib.contextmanager
     def released(self) -> Iterator[None]:
         """Raises at once again, inside of `held`."""
         with self._holding(False):
-            self._raise_noted()
+            self._raise_recorded()
             yield
 
     @contextlib.contextmanager
@@ -90,12 +98,12 @@ class SignalWatch:
         finally:
             self._held = before
 
-    def _raise_noted(self) -> None:
+    def _raise_recorded(self) -> None:
         if self.received:
             self._raised = True
             raise Interrupted(self.received)
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
+    def _record(self, signum: int, frame: FrameType | None) -> None:
         if self.received:
             if signum == self.received:
                 signal.signal(signum, signal.SIG_DFL)
@@ -103,10 +111,10 @@ class SignalWatch:
             return  # a launcher may send SIGTERM after a terminal's Ctrl-C
         self.received = signum
         if not self._held:
-            self._raise_noted()
+            self._raise_recorded()
 
     def _swallowed(self, unraisable: "sys.UnraisableHookArgs") -> None:
-        """Raises again, a moment later, what was raised where nothing can be, as in a finalizer."""
+        """Raises `Interrupted` again a moment later if it was lost, for example in a finalizer."""
         if isinstance(unraisable.exc_value, Interrupted):
             signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)
         else:
@@ -114,4 +122,42 @@ class SignalWatch:
 
     def _retry(self, signum: int, frame: FrameType | None) -> None:
         if not self._held:
-            self._raise_noted()
+            self._raise_recorded()
+
+
+def leave(message: str, code: int) -> NoReturn:
+    """Ends the process at any point, with one line.
+
+    JAX computes in background threads, and crashes if the interpreter shuts down meanwhile. So the
+    interpreter is not shut down.
+    """
+    print(f"bvit: {message}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def end_commands_quietly() -> None:
+    """Makes Ctrl-C end a command of bvit with one line; other programs are not changed.
+
+    A background command that was started with Ctrl-C ignored goes on ignoring it.
+    """
+    if _is_command() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _end)
+
+
+def _is_command() -> bool:
+    """Whether this process is python -m bvit.…, and not a program that imports bvit.
+
+    Only true while Python looks for the module, which is when it imports the package.
+    """
+    if sys.argv[:1] != ["-m"]:
+        return False
+    module = sys.orig_argv[-len(sys.argv)].removeprefix("-m")  # may be written -mbvit.main
+    return module.startswith("bvit.")
+
+
+def _end(signum: int, frame: FrameType | None) -> None:
+    # An exception could be caught by whatever is running.
+    os.write(STDERR, f"bvit: stopped by {signal.Signals(signum).name}\n".encode())
+    os._exit(EXIT_OFFSET + signum)

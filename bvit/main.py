@@ -15,7 +15,7 @@ from bvit.checkpoint import CheckpointError, CheckpointWriteError
 from bvit.data import UnreadableImageError
 from bvit.experiment import prepare
 from bvit.interrupt import Interrupted, SignalWatch
-from bvit.run_directory import RunDirectory
+from bvit.run import Run
 from bvit.training.feed import DataWorkerError
 from bvit.training.loop import train_and_evaluate
 from bvit.training.meter import NonFiniteLossError
@@ -27,7 +27,7 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; by default runs/<config's name>.")
 COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "Of several processes: host:port of the first."
+    "coordinator", None, "host:port of the first of several processes."
 )
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes; 1 to run alone.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of several processes this is, from 0.")
@@ -50,17 +50,17 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _main(signals: SignalWatch) -> None:
-    with _told(EXIT_BAD_INPUT, ValueError):
+    with _common_errors(EXIT_BAD_INPUT, ValueError):
         distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
         with distributed.together():
             experiment = prepare(CONFIG.value)
             workdir = Path(WORKDIR.value or _default_workdir())
-            run = RunDirectory(workdir, config_lib.to_dict(CONFIG.value))
+            run = Run.begin(workdir, config_lib.to_dict(CONFIG.value))
     with (
         contextlib.closing(run),
-        _told(EXIT_BAD_INPUT, CheckpointError),
-        _told(EXIT_FAILED, NonFiniteLossError),
-        _told_alone(CheckpointWriteError, DataWorkerError, UnreadableImageError, OSError),
+        _common_errors(EXIT_BAD_INPUT, CheckpointError),
+        _common_errors(EXIT_FAILED, NonFiniteLossError),
+        _local_errors(CheckpointWriteError, DataWorkerError, UnreadableImageError, OSError),
     ):
         train_and_evaluate(experiment, run, signals)
 
@@ -68,15 +68,15 @@ def _main(signals: SignalWatch) -> None:
 def _check_config_file() -> None:
     flag = flags.FLAGS["config"]
     if not flag.present:
-        _exit("which experiment? e.g. --config=configs/vit_mask.py", EXIT_BAD_INPUT)
+        _exit("--config must name an experiment, e.g. --config=configs/vit_mask.py", EXIT_BAD_INPUT)
     path = config_flags.get_config_filename(flag).partition(":")[0]
     if not Path(path).is_file():
         _exit(f"--config must be a file: there is no {path}; see configs/.", EXIT_BAD_INPUT)
 
 
 @contextlib.contextmanager
-def _told(code: int, *kinds: type[Exception]) -> Iterator[None]:
-    """Tells errors that all processes have as one line, without a traceback."""
+def _common_errors(code: int, *kinds: type[Exception]) -> Iterator[None]:
+    """Reports errors that all processes have as one line, without a traceback."""
     try:
         yield
     except kinds as error:
@@ -84,8 +84,8 @@ def _told(code: int, *kinds: type[Exception]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told_alone(*kinds: type[Exception]) -> Iterator[None]:
-    """Tells errors that one process may have by itself; the others wait for it, so it just ends."""
+def _local_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Reports errors that one process may have alone; it ends without waiting for the others."""
     try:
         yield
     except kinds as error:
@@ -105,11 +105,11 @@ def _exit(message: str, code: int) -> None:
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-    """Parses flags; a misspelt config key is told as one line, with the key that was meant."""
+    """Parses flags; reports a misspelt config key in one line that suggests the right one."""
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        # An error in a config file comes with its traceback, of which the last line says it.
+        # An error in a config file comes with its traceback; its last line is the message.
         last = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
         _exit(last, EXIT_BAD_INPUT)
     except (KeyError, AttributeError) as error:
@@ -123,7 +123,7 @@ def parse(argv: Sequence[str]) -> list[str]:
 
 
 def _plain(error: Exception) -> str:
-    """An error's message in one line; that of a KeyError comes quoted."""
+    """An error's message in one line, without the quotes of a KeyError."""
     text = str(error.args[0])
     with contextlib.suppress(SyntaxError, ValueError):
         text = str(ast.literal_eval(text))

@@ -156,6 +156,15 @@ def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
     )
 
 
+def abstract(state: PyTree, mesh: Mesh) -> PyTree:
+    """Shape, dtype and placement of every leaf of a training state, by the rules above."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        state,
+        state_shardings(state, mesh),
+    )
+
+
 def gather_at_use(fn: Callable, mesh: Mesh) -> Callable:
     """Makes `fn(params)` gather each parameter where it is used, forwards and again backwards.
 

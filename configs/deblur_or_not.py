@@ -1,18 +1,21 @@
-"""The road not taken: is it better to deblur a picture before it is classified?
+"""Deblur or not: is it better to deblur an image before it is classified?
 
-    python -m bvit.main --config=configs/deblur_or_not.py:run=runs/cnn_blur
+    python -m bvit.main --config=configs/deblur_or_not.py:run=runs/cnn --workdir=runs/deblur/cnn
     python -m bvit.main --config=configs/deblur_or_not.py:model=resnet50,data=imagenet2012 \
-        --config.init_from=resnet50.safetensors
+        --config.init_from=resnet50.safetensors --workdir=runs/deblur/resnet50
+    python -m bvit.studies.deblurring runs/deblur/cnn --plot=deblur.png    # or several runs
+
+The first two are evaluations; the third prints accuracies, costs and the quality of the images.
 
 With `run`, a finished or stopped run of this project, its model, data and settings are taken, and
 the weights of its newest checkpoint. Without, they are those of `model` and `data` (photos, folder
 with --config.data.dir, or a tfds set), and `init_from` is a run directory or a file of weights.
-Other pictures and methods: --config.eval.conditions=stored:motion,wiener_blind:stored:motion, see
-`bvit.image.conditions`. Of several models at once, python -m bvit.report shows one table.
+Other images and methods: --config.eval.conditions=stored:motion,wiener_blind:stored:motion, see
+`bvit.image.conditions`.
 
-Measured with a ResNet-18 trained on sharp pictures (imagenette, 72 px, 4 epochs), seed 0, on 1,907
-test pictures, top-1 in %; the README has intervals and models trained on blur. Two minutes on 2 CPU
-cores.
+Measured with a ResNet-18 trained on sharp images (imagenette, 72 px, 4 epochs), seed 0, on 1,907
+test images, top-1 in %; the README has intervals and models trained on blur. Two minutes on 2 CPU
+cores. PSNR and SSIM: not yet run.
 
                                blur, stored  blur, noisy  sigma 3, stored  sigma 3, noisy    ms
     direct                             35.9         35.4             18.6            18.8   2.1
@@ -31,11 +34,11 @@ from bvit.config import default_config, parse_arguments
 
 # The paper's blur, and one beyond it.
 BLURS = ("blur", "gaussian:3")
-# As a file holds the picture without noise, and with a sensor's.
+# As a file holds the image without noise, and with a sensor's.
 CAMERAS = ("stored", "noisy")
 # How each is classified: directly, and deblurred with the known and with an estimated sigma.
 METHODS = ("", "wiener:", "wiener_blind:")
-# Takes several times as long as a small network, and so is tried on the paper's blur alone.
+# Takes several times as long as a small network, so it is evaluated on the paper's blur alone.
 SLOW = "richardson_lucy:"
 
 

@@ -15,11 +15,11 @@ PAGE = Path(__file__).parent / "api.md"
 MODULES = (
     "bvit",
     "bvit.image",
-    "bvit.image.scores",
+    "bvit.image.focus_measures",
     "bvit.image.conditions",
     "bvit.models",
     "bvit.tokens.inputs",
-    "bvit.runs",
+    "bvit.run",
     "bvit.export",
 )
 TITLE = """# The functions of bvit

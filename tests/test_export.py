@@ -8,8 +8,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from trained import CLASSES, SIZE, run_directory
 
-from bvit import export, runs
-from bvit.classify import classify
+from bvit import export
+from bvit.image.pixels import normalize
+from bvit.run import Run
+from bvit.tokens import plans as tokens
 
 # As the documentation says, in a process that has no bvit.
 READER = """
@@ -38,10 +40,10 @@ def test_what_is_written_gives_the_models_logits_without_bvit(exported):
     pixels[:, :16] = 0.5  # blurry, to be merged
     np.save(exported / "pixels.npy", pixels)
     subprocess.run([sys.executable, "-c", READER, exported], check=True, cwd=exported)
-    run = runs.load(run_directory())
-    mean, std = tuple(run.config.data.mean), tuple(run.config.data.std)
-    # The policy that the run trained with.
-    want = classify(run.model, run.variables, pixels, "merge:7", mean=mean, std=std)
+    run = Run(run_directory()).load()
+    plan = tokens.plan(pixels, patch_size=8, policy="merge", budget=7)  # what the run trained with
+    inputs = normalize(pixels, tuple(run.config.data.mean), tuple(run.config.data.std))
+    want = jax.jit(run.model.apply)(run.variables, inputs, plan=plan)
     for n in (1, 5):
         got = np.load(exported / f"logits{n}.npy")
         np.testing.assert_allclose(got, want[:n], rtol=1e-4, atol=1e-5)
@@ -49,7 +51,7 @@ def test_what_is_written_gives_the_models_logits_without_bvit(exported):
 
 def test_parameters_are_the_runs_by_name(exported):
     parameters = load_file(exported / "parameters.safetensors")
-    variables = runs.load(run_directory()).variables
+    variables = Run(run_directory()).load().variables
     leaves = jax.tree_util.tree_leaves_with_path(variables)
     assert len(parameters) == len(leaves)
     for path, leaf in leaves:
@@ -65,7 +67,7 @@ def test_it_says_what_it_is(exported):
 
 
 def test_other_logits_than_the_models_are_an_error(exported, tmp_path, monkeypatch):
-    run = runs.load(run_directory())
+    run = Run(run_directory()).load()
     monkeypatch.setattr(
         export, "save_file", lambda p, path: save_file({k: 1.1 * v for k, v in p.items()}, path)
     )

@@ -15,7 +15,7 @@ from jobs import ROOT, TIMEOUT, Job, xla_flags
 from PIL import Image
 
 from bvit import answers
-from bvit.evaluation import rows as report
+from bvit.evaluation.rows import policy_label
 from bvit.report.__main__ import main as compare_runs
 
 STEPS = 8
@@ -131,7 +131,7 @@ def test_a_run_keeps_its_answer_to_each_picture(finished):
     rows = json.loads((finished[0] / "results.json").read_text())["rows"]
     kept = answers.read(finished[0])
     np.testing.assert_array_equal(kept.index, np.arange(rows[0]["n"]))
-    assert list(kept.ranks) == [(row["condition"], report.policy_label(row)) for row in rows]
+    assert list(kept.ranks) == [(row["condition"], policy_label(row)) for row in rows]
     for row, rank in zip(rows, kept.ranks.values(), strict=True):
         assert (np.mean(rank == 0), np.mean(rank < 5)) == (row["top1"], row["top5"])
 

@@ -1,4 +1,4 @@
-"""A tiny run over a folder of pictures, trained once for all tests that use a trained model."""
+"""A tiny run over a folder of images, trained once for all tests that use a trained model."""
 
 import functools
 import tempfile
@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from bvit import config as config_lib
-from bvit import experiment as setup
+from bvit.experiment import prepare
 from bvit.interrupt import SignalWatch
-from bvit.run_directory import RunDirectory
+from bvit.run import Run
 from bvit.training.loop import train_and_evaluate
 from configs.vit_mask import get_config
 
@@ -19,7 +19,7 @@ SIZE = 32
 
 
 def write_picture(path, seed, shape=(50, 70)):
-    """Noise on the left, a plain colour on the right: a picture that is blurry in one half."""
+    """Noise on the left, a plain colour on the right: an image that is blurry in one half."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (*shape, 3), np.uint8)
     pixels[:, shape[1] // 2 :] = rng.integers(0, 256, 3)
@@ -37,8 +37,8 @@ def run_directory():
             for label, name in enumerate(CLASSES):
                 for i in range(4):
                     write_picture(Path(data, split, name, f"{i}.png"), seed=10 * label + i)
-        experiment = setup.prepare(_config(data))
-        run = RunDirectory(top / "run", config_lib.to_dict(experiment.config))
+        experiment = prepare(_config(data))
+        run = Run.begin(top / "run", config_lib.to_dict(experiment.config))
         train_and_evaluate(experiment, run, SignalWatch())
     run.close()
     return run.path
@@ -61,5 +61,5 @@ def _config(data):
     config.eval.policies = "keep"
     config.eval.batch_size = 8
     config.eval.every_steps = 0
-    config.mesh.fsdp = 2
+    config.mesh.fsdp = 8
     return config

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from bvit.evaluation import rows as report
+from bvit.evaluation.rows import align
 
 Function = Callable[[], object]
 Row = dict[str, Any]
@@ -191,7 +191,7 @@ def format_rows(rows: Sequence[Row]) -> str:
         ["–" if row[key] in (None, "") else form.format(row[key]) for key, _, form in COLUMNS]
         for row in rows
     ]
-    table = report.align([[title for _, title, _ in COLUMNS], *cells])
+    table = align([[title for _, title, _ in COLUMNS], *cells])
     return "\n".join([table, *_reasons(rows)])
 
 

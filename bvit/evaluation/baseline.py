@@ -1,4 +1,4 @@
-"""What a classifier gets that sees no structure: a yardstick to state beside a model's accuracy."""
+"""A classifier that sees no structure: its accuracy is stated beside a model's."""
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -16,7 +16,7 @@ def histogram_nearest_neighbour(
 
     The histograms are those of the channels, 32 bins each, as shares of the pixels; images are
     compared by the sum of absolute differences, which is 2 c minus twice Swain and Ballard's
-    histogram intersection. Where pixels lie plays no part, so image sizes may differ.
+    histogram intersection. The places of pixels don't matter, so image sizes may differ.
 
     Args:
       train_images: uint8, 0–255; at least one.
@@ -24,7 +24,7 @@ def histogram_nearest_neighbour(
       test_images: uint8, 0–255.
 
     Returns:
-      The predicted labels; of equally similar images the first one's.
+      The predicted labels; the first one's of equally similar images.
 
     Raises:
       ValueError: images that are not uint8 or not of four axes, no training image, other channels

@@ -1,7 +1,7 @@
 """ImageNet-C's summary of its blurs: mean accuracy, and the corruption error against AlexNet.
 
 Hendrycks and Dietterich 2019, section 4. The published mCE is over fifteen corruptions; here it is
-over the four blurs among them, and so compares with nothing but itself.
+over the four blurs among them, so it can't be compared with published ones.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ TITLE = (
 
 
 def summarize(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Sums up the rows of `IMAGENET_C`, for each policy that was tested on all twenty.
+    """Summarises the rows of `IMAGENET_C`, for each policy that was tested on all twenty.
 
     Args:
-      rows: of `report.make_rows`, or means of them over seeds; others are passed over.
+      rows: of `rows.make_rows`, or means of them over seeds; other conditions are ignored.
 
     Returns:
       For each policy: "policy" with its budget; "blurs", name → its "top1" by severity, their

@@ -1,16 +1,12 @@
-"""Intervals for accuracies and for paired differences of accuracies."""
+"""95 % intervals for accuracies and for paired differences of accuracies."""
 
-import math
-import statistics
 from collections.abc import Sequence
 
 import numpy as np
+import scipy  # which loads scipy.stats, half a second, where it is first used
 
-# Two-sided 95 % point of the standard normal distribution.
-Z95 = 1.959963984540054
-# Two-sided 95 % points of Student's t for 1 to 10 degrees of freedom (Abramowitz and Stegun 1972,
-# Table 26.10).
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+# The point of a distribution that a two-sided 95 % interval ends at.
+UPPER = 0.975
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
@@ -22,46 +18,44 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     """
     if n == 0:
         return 0.0, 1.0
-    p, z2 = correct / n, Z95**2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low, high = scipy.stats.binomtest(correct, n).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 def paired_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, tuple[float, float]]:
-    """Difference of two accuracies on the same pictures, with its 95 % interval.
+    """Difference of two accuracies on the same images, with its 95 % interval.
 
-    The variance is that of the per-picture differences (McNemar's setting): pictures on which both
-    agree add nothing to it, which is what makes a paired comparison sharp. Following Agresti and
-    Min (2005), two pictures are added for the interval, spread evenly over the four ways in which
-    a pair can turn out, so that it is not empty where there is no disagreement.
+    The variance is that of the per-image differences (McNemar's setting). Images on which both
+    agree add nothing to it, which makes a paired comparison sharp. Two images are added for the
+    interval, spread evenly over the four outcomes of a pair (Agresti and Min 2005), so that it is
+    not empty where there is no disagreement.
 
-    Of several seeds, a picture's difference is its mean over them. The pictures stay the unit: the
-    interval says what others of their kind would give to these trainings, and not what other
-    trainings would give, of which the spread of the seeds' own differences tells.
+    With several seeds, an image's difference is its mean over them. The interval is over images:
+    it covers other images of the same kind given to these trainings, not other trainings. For
+    those, see the spread of the differences of the seeds.
 
     Args:
       a: whether the first was right, bool [n] or [seeds, n].
-      b: whether the second was right, of the same shape: same seeds and pictures, in the same
+      b: whether the second was right, of the same shape: same seeds and images, in the same
         order.
 
     Returns:
       mean(a) − mean(b), and (low, high).
 
     Raises:
-      ValueError: if the two are not of the same pictures.
+      ValueError: the two are not of the same images.
     """
     if a.shape != b.shape:
-        raise ValueError(f"paired outcomes must be of the same pictures: got {a.shape}, {b.shape}.")
+        raise ValueError(f"paired results must be of the same images: got {a.shape}, {b.shape}.")
     n = a.shape[-1]
     if n == 0:
         return 0.0, (-1.0, 1.0)
     each = (a.astype(np.float64) - b).reshape(-1, n).mean(axis=0)
     total = n + 2
     middle = float(each.sum()) / total
-    # Of the two added pictures, half a one differs by +1, half by −1, and one by 0.
+    # Of the two added images, half a one differs by +1, half by −1, and one by 0.
     square = (float(np.sum(each**2)) + 1) / total
-    half = Z95 * math.sqrt((square - middle**2) / total)
+    half = float(scipy.stats.norm.ppf(UPPER) * np.sqrt((square - middle**2) / total))
     return float(each.mean()), (max(-1.0, middle - half), min(1.0, middle + half))
 
 
@@ -69,30 +63,11 @@ def t_interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
     """Mean of independent repetitions, such as seeds, with its 95 % interval (Student 1908).
 
     Args:
-      values: at least two; their spread says how much one of them is worth.
+      values: at least two.
 
     Returns:
       The mean, and (low, high).
     """
-    n = len(values)
-    mean = statistics.fmean(values)
-    half = t95(n - 1) * statistics.stdev(values) / math.sqrt(n)
+    mean = float(np.mean(values))
+    half = float(scipy.stats.t.ppf(UPPER, len(values) - 1) * scipy.stats.sem(values))
     return mean, (mean - half, mean + half)
-
-
-def t95(freedom: int) -> float:
-    """Two-sided 95 % point of Student's t.
-
-    Args:
-      freedom: degrees of freedom, at least 1. Beyond those of the table, the expansion about the
-        normal distribution (Abramowitz and Stegun 1972, 26.7.5), exact to 1e-4 there.
-    """
-    if freedom <= len(T95):
-        return T95[freedom - 1]
-    z = Z95
-    return (
-        z
-        + (z**3 + z) / (4 * freedom)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
-    )

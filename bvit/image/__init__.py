@@ -18,9 +18,9 @@ from bvit.image.camera import (
     random_shake_blur,
 )
 from bvit.image.focus import mask_patches, patch_laplacian_variance, patch_mask
+from bvit.image.fourier import convolve
 from bvit.image.glass import glass_blur, random_glass_blur
 from bvit.image.noise import sensor_noise
-from bvit.image.per_image_kernels import convolve
 from bvit.image.pixels import check_image, grayscale, normalize, to_float
 from bvit.image.region import region_mask
 from bvit.image.sigma import estimate_sigma

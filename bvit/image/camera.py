@@ -20,8 +20,8 @@ from bvit.image.checks import (
     check_strength,
 )
 from bvit.image.draws import split_each, uniform_each
+from bvit.image.fourier import convolve_one, one_each
 from bvit.image.kernels import disk_kernel, gaussian_kernel, motion_kernel, shake_kernel
-from bvit.image.per_image_kernels import convolve_one, one_each
 from bvit.image.pixels import check_image
 from bvit.image.separable import filter_both_axes
 

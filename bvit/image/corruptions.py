@@ -24,8 +24,8 @@ from jaxtyping import Array, ArrayLike, Float, Key
 
 from bvit.image.batching import image_keys, map_images
 from bvit.image.checks import check_kernel_size
+from bvit.image.fourier import convolve_one
 from bvit.image.glass import move_pixels
-from bvit.image.per_image_kernels import convolve_one
 from bvit.image.pixels import check_image
 from bvit.image.separable import filter_both_axes, half_gaussian
 from bvit.image.zoom import mean_resampled

@@ -14,8 +14,8 @@ from jaxtyping import Array, ArrayLike, Float
 
 from bvit.image.batching import map_images
 from bvit.image.checks import check_one_each
-from bvit.image.kernels import gaussian_kernel
-from bvit.image.per_image_kernels import (
+from bvit.image.focus_measures import noise_variance
+from bvit.image.fourier import (
     apply_transfer,
     check_kernel,
     extend,
@@ -23,8 +23,8 @@ from bvit.image.per_image_kernels import (
     transfer_function,
     transform_size,
 )
+from bvit.image.kernels import gaussian_kernel
 from bvit.image.pixels import check_image, grayscale
-from bvit.image.scores import noise_variance
 from bvit.image.sigma import NOISE_BLOCK, estimate_sigma
 
 # Richardson-Lucy divides by no less than this, ten times what a transform in float32 is off.

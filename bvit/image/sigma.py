@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from bvit.image.batching import map_images
+from bvit.image.focus_measures import noise_variance
 from bvit.image.patches import block_values, check_patch_size
 from bvit.image.pixels import check_image, grayscale
-from bvit.image.scores import noise_variance
 from bvit.image.separable import filter_both_axes, half_gaussian
 
 # The image is blurred again by both of these, in pixels: by the first as well, since a gradient of

@@ -41,7 +41,7 @@ class _Geometry(NamedTuple):
     result: tuple[int, int]
 
 
-def convolve(
+def conv_general_dilated(
     x: Maps,
     kernel: Kernel,
     strides: Sequence[int],
@@ -52,8 +52,8 @@ def convolve(
 ) -> Float[Array, "n h2 w2 d"]:
     """What lax.conv_general_dilated returns, up to rounding, and sooner on CPUs.
 
-    For channels-last maps and square kernels, as `flax.linen.Conv(conv_general_dilated=convolve)`
-    calls it. A batch is only taken in pieces where there is one device: a loop over a sharded
+    For channels-last maps and square kernels, as `flax.linen.Conv(conv_general_dilated=…)` calls
+    it. A batch is only taken in pieces where there is one device: a loop over a sharded
     batch would gather it.
 
     Args:

@@ -63,7 +63,7 @@ def conv(
         kernel_init=kernel_init,
         dtype=dtype,
         name=name,
-        conv_general_dilated=convolution.convolve,
+        conv_general_dilated=convolution.conv_general_dilated,
     )
 
 

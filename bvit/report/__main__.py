@@ -1,30 +1,23 @@
 """Compares runs: python -m bvit.report runs/*
 
-Runs that differ in nothing but their seed are one line, with the mean and its 95 % interval over
-seeds; a single seed has its interval over pictures. Of the settings only those are shown in which
-the runs differ. What follows are the paper's tables beside ours. --to=report.html writes one page
-with all plots in it.
+Runs that differ only in their seed share a line, with the mean and its 95 % interval over seeds;
+the interval of a single seed is over images. Only the settings are shown in which the runs differ.
+The paper's tables follow, beside ours. --to=report.html writes one page with all plots in it.
 
 python -m bvit.report runs/merge* --against runs/keep* also compares the runs of each seed with the
-baseline of that seed, on the same pictures.
+baseline of that seed, on the same images.
 """
 
 import argparse
-import csv
-import io
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.evaluation import imagenet_c
-from bvit.evaluation import rows as report
-from bvit.report import page, pairing, paper, plots, tables
-from bvit.report.comparison import Group, Run, group
-from bvit.studies import deblurring_report
-from bvit.training.metrics import read_metrics
+from bvit.report import formats, pairing, paper, plots, tables
+from bvit.report.comparison import Group, group
+from bvit.run import Run
 
 FORMATS = {".md": "markdown", ".csv": "csv", ".html": "html"}
 TITLES = {
@@ -44,12 +37,23 @@ def main(arguments: Sequence[str]) -> None:
     if not runs:
         fail("there is no finished run to report.", EXIT_BAD_INPUT)
     groups = group(runs)
+    rows = {one.label: one.rows for one in groups}
     try:
-        paired = _paired(groups, options)
-        _draw(groups, options)
-        text = format_report(
-            groups, failures, _format(options), matrix=options.matrix, paired=paired
-        )
+        form = _format(options)
+        sections = _sections(groups, matrix=options.matrix, paired=_paired(groups, options))
+        if failures:
+            sections.append(("Left out", [["run", "why"], *map(list, failures.items())]))
+        if options.sigma:
+            plots.draw_sigma(rows).savefig(options.sigma, dpi=150)
+        if options.tradeoff:
+            plots.draw_tradeoff(rows).savefig(options.tradeoff, dpi=150)
+        if form == "html":
+            lines = {one.label: [run.metrics for run in one.runs] for one in groups}
+            found = {} if options.matrix else plots.draw(rows, lines)
+            figures = {TITLES[name]: figure for name, figure in found.items()}
+            text = formats.as_html(f"bvit: {len(runs)} runs", sections, figures)
+        else:
+            text = (formats.as_csv if form == "csv" else formats.as_markdown)(sections)
         if options.to:
             options.to.write_text(text + "\n")
         else:
@@ -66,17 +70,17 @@ def _parser() -> Parser:
         nargs="+",
         type=Path,
         metavar="BASELINE",
-        help="compare with these runs, alike but for their seed, on the same pictures",
+        help="compare with these runs, which differ only in their seed, on the same images",
     )
     parser.add_argument(
         "--against_policy",
         metavar="POLICY",
-        help=f"of the baseline, which all policies are compared with; by default {pairing.KEEP}",
+        help=f"the baseline's policy that all are compared with; {pairing.KEEP} by default",
     )
     parser.add_argument(
         "--format",
         choices=list(FORMATS.values()),
-        help="of the tables; by default what the name of --to says, or markdown",
+        help="of the tables; by default that of --to's name, or markdown",
     )
     parser.add_argument(
         "--to", type=Path, metavar="FILE", help="write there (.md, .csv or .html), not to stdout"
@@ -84,13 +88,10 @@ def _parser() -> Parser:
     parser.add_argument(
         "--matrix",
         action="store_true",
-        help="only the top-1: a row for what differs in the runs, a column for each condition",
+        help="only top-1, with a row for each setting and a column for each condition",
     )
     parser.add_argument("--sigma", metavar="FILE", help="draw accuracy against the blur's sigma")
     parser.add_argument("--tradeoff", metavar="FILE", help="draw accuracy against its cost")
-    parser.add_argument(
-        "--deblurring", metavar="FILE", help="draw accuracy against time, deblurred or not"
-    )
     return parser
 
 
@@ -101,7 +102,7 @@ def _format(options: argparse.Namespace) -> str:
     return options.format or by_name
 
 
-def _paired(groups: Sequence[Group], options: argparse.Namespace) -> list[page.Table]:
+def _paired(groups: Sequence[Group], options: argparse.Namespace) -> list[formats.Table]:
     if not options.against:
         if options.against_policy:
             raise ValueError("--against_policy is one of the baseline's: give --against too.")
@@ -135,72 +136,17 @@ def read_run(path: Path) -> Run:
     Raises:
       ValueError: the folder is no run, the run has not finished, or its results are damaged.
     """
-    if not path.is_dir():
-        raise ValueError(f"{path} is no run directory.")
-    lines = read_metrics(path)
-    if not (path / "results.json").exists():
-        if not (path / "config.json").exists():
-            raise ValueError(f"{path} is no run directory: it has no config.json.")
-        at = f"it has logged step {lines[-1]['step']}" if lines else "it has logged no step yet"
-        raise ValueError(f"{path} is not finished ({at}): run its command again until it is.")
+    run = Run(path)
     try:
-        run = Run(path.name, json.loads((path / "results.json").read_text()), lines, path)
-        _sections(group([run]), matrix=False)  # is all there that a report needs?
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        _sections(group([run]), matrix=False)  # fails if a part is missing
+    except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path / 'results.json'} is damaged ({error!r}).") from error
     return run
 
 
-def _draw(groups: Sequence[Group], options: argparse.Namespace) -> None:
-    rows = {one.label: one.rows for one in groups}
-    for file, draw in ((options.sigma, plots.draw_sigma), (options.tradeoff, plots.draw_tradeoff)):
-        if file:
-            draw(rows).savefig(file, dpi=150)
-    if options.deblurring:
-        deblurring_report.draw(_results(groups)).savefig(options.deblurring, dpi=110)
-
-
-def format_report(
-    groups: Sequence[Group],
-    failures: dict[str, str],
-    form: str,
-    *,
-    matrix: bool = False,
-    paired: Sequence[page.Table] = (),
-) -> str:
-    """The whole report as text.
-
-    Args:
-      groups: of `comparison.group`.
-      failures: runs that were left out, and why.
-      form: "markdown", "csv" or "html".
-      matrix: leave out all but the matrix of runs and conditions, and `paired`.
-      paired: tables of `pairing.table` with their titles.
-    """
-    sections = _sections(groups, matrix, paired)
-    if failures:
-        sections.append(("Left out", [["run", "why"], *map(list, failures.items())]))
-    if form == "html":
-        figures = {} if matrix else plots.draw(*_plotted(groups))
-        return page.render(
-            f"bvit: {sum(len(one.runs) for one in groups)} runs",
-            sections,
-            {TITLES[name]: figure for name, figure in figures.items()},
-        )
-    write = _csv if form == "csv" else _markdown
-    return "\n\n".join(write(title, lines) for title, lines in sections)
-
-
-def _plotted(groups: Sequence[Group]) -> tuple[plots.Rows, plots.Lines]:
-    return (
-        {one.label: one.rows for one in groups},
-        {one.label: [run.lines for run in one.runs] for one in groups},
-    )
-
-
 def _sections(
-    groups: Sequence[Group], matrix: bool, paired: Sequence[page.Table] = ()
-) -> list[page.Table]:
+    groups: Sequence[Group], matrix: bool, paired: Sequence[formats.Table] = ()
+) -> list[formats.Table]:
     title = "Top-1 in % with its 95 % interval"
     if matrix:
         return [(title, tables.matrix_lines(groups)), *paired]
@@ -211,22 +157,7 @@ def _sections(
     for one in groups:
         if lines := imagenet_c.table_lines(one.rows):
             sections.append((f"{one.label or one.runs[0].name}: {imagenet_c.TITLE}", lines))
-    sections += deblurring_report.tables(_results(groups))
     return sections + [(table.title, paper.lines(table, groups)) for table in paper.TABLES]
-
-
-def _results(groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
-    return {run.name: run.results for one in groups for run in one.runs}
-
-
-def _markdown(title: str, lines: list[list[str]]) -> str:
-    return f"### {title}\n\n{report.align(lines)}"
-
-
-def _csv(title: str, lines: list[list[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([[title], *lines])
-    return text.getvalue().rstrip()
 
 
 if __name__ == "__main__":

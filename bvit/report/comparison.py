@@ -5,77 +5,38 @@ import functools
 import json
 import statistics
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from bvit import config as config_lib
 from bvit.evaluation.rows import Row, format_value, policy_label
 from bvit.evaluation.statistics import t_interval
 from bvit.report import lineage
+from bvit.run import Run
 
-# What does not tell runs apart: what was tested of a run, and how it was computed, not what.
-# (`data.dir` does: another folder may hold other pictures.)
+# Settings that do not distinguish runs: what was tested, and how the run was computed. (`data.dir`
+# does: another folder may hold other images.)
 IGNORED = ("seed", "eval", "log", "checkpoint", "mesh", "profile", "data.num_workers")
-# With more columns than these, those that say nothing new are left out of the tables of results,
-# and if they are still more, runs go by their names.
+# If more settings than these differ, the redundant ones are left out of the tables of results; if
+# there are still more, the tables have the names of the runs instead.
 MANY_COLUMNS = 4
 PRETRAINED = "pretrained"
-# Of a row, what is averaged over seeds without an interval.
+# Columns that are averaged over seeds without an interval.
 AVERAGED = ("tokens", "top5", "gflops", "images_per_s")
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A finished run.
+def trained_on(settings: dict[str, Any]) -> str:
+    """The condition a run trained on, or "pretrained" if it only evaluated given weights."""
+    only_evaluated = settings["init_from"] and settings["train.steps"] == 0
+    return PRETRAINED if only_evaluated else settings["train.condition"]
 
-    Attributes:
-      name: of its directory.
-      results: what its `results.json` holds.
-      lines: those of its `metrics.jsonl`.
-      path: its directory.
-    """
 
-    name: str
-    results: dict[str, Any]
-    lines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    path: Path = Path()
-
-    @functools.cached_property
-    def settings(self) -> dict[str, Any]:
-        """Its config with dotted keys; what its time did not know yet, by today's default."""
-        return _complete(self.results["config"])
-
-    @functools.cached_property
-    def start(self) -> lineage.Start:
-        """Where its weights came from."""
-        # Older runs did not write down which runs came before them.
-        ancestors = [_complete(config) for config in self.results.get("ancestors", [])]
-        # Where each of them started is told by the next one; the last by what it names itself.
-        told = [telling_apart(one | {"init_from": ancestors[-1]["init_from"]}) for one in ancestors]
-        return lineage.Start(
-            self.settings["init_from"],
-            self.settings["seed"],
-            tuple(
-                (json.dumps(t, sort_keys=True), one["seed"])
-                for t, one in zip(told, ancestors, strict=True)
-            ),
-        )
-
-    @property
-    def trained_on(self) -> str:
-        """A condition, or "pretrained" if it only evaluated given weights."""
-        only_evaluated = self.settings["init_from"] and self.settings["train.steps"] == 0
-        return PRETRAINED if only_evaluated else self.settings["train.condition"]
-
-    @property
-    def caption(self) -> str:
-        """What was trained, for how long, and on how many pictures it was tested."""
-        c, found = self.settings, self.results
-        return (
-            f"{c['model.name']} on {c['data.name']} at {c['data.image_size']} px, "
-            f"{self.trained_on}, {found['step']} steps of {c['train.batch_size']}, "
-            f"n = {found['rows'][0]['n']}"
-        )
+def caption(run: Run) -> str:
+    """What was trained, for how long, and on how many images it was tested."""
+    c, found = run.settings, run.results
+    return (
+        f"{c['model.name']} on {c['data.name']} at {c['data.image_size']} px, {trained_on(c)}, "
+        f"{found['step']} steps of {c['train.batch_size']}, n = {found['rows'][0]['n']}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +46,8 @@ class Group:
     Attributes:
       settings: those in which the groups differ.
       runs: at least one.
-      shown: what tells it from the others in a table, title → text.
-      label: the same in a legend; "" where there are no others.
+      shown: the group's cells in a table, title → text.
+      label: the same in a legend; "" if there is only one group.
     """
 
     settings: dict[str, Any]
@@ -96,10 +57,10 @@ class Group:
 
     @functools.cached_property
     def rows(self) -> list[Row]:
-        """A row for each condition and policy: the mean over seeds, "seeds" says of how many.
+        """A row for each condition and policy: the mean over seeds; "seeds" is their number.
 
         The 95 % interval of several seeds is that of their mean (`t_interval`); that of a single
-        one is over its pictures. A seed that was run twice counts once.
+        seed is over its images. A seed that was run twice counts once.
         """
         cells: dict[tuple[str, str], dict[int, Row]] = {}
         for run in self.runs:
@@ -109,10 +70,23 @@ class Group:
         return [_mean_row(list(cell.values())) for cell in cells.values()]
 
 
-def _complete(config: dict[str, Any]) -> dict[str, Any]:
-    now = config_lib.flatten(config_lib.to_dict(config_lib.default_config()))
-    known = {key: value for key, value in now.items() if not key.startswith("model.")}
-    return known | config_lib.flatten(config)
+def _start(run: Run) -> lineage.Start:
+    """Where the weights of a run came from."""
+    # Older runs did not record their ancestors.
+    ancestors = [config_lib.complete(one) for one in run.results.get("ancestors", [])]
+    # The settings of each say where it started. Ancestors name each other by paths, which are left
+    # out; the last one names the weights that all of them started from.
+    described = [
+        telling_apart(one | {"init_from": ancestors[-1]["init_from"]}) for one in ancestors
+    ]
+    return lineage.Start(
+        run.settings["init_from"],
+        run.settings["seed"],
+        tuple(
+            (json.dumps(settings, sort_keys=True), one["seed"])
+            for settings, one in zip(described, ancestors, strict=True)
+        ),
+    )
 
 
 def _mean_row(rows: Sequence[Row]) -> Row:
@@ -120,7 +94,7 @@ def _mean_row(rows: Sequence[Row]) -> Row:
     if len(rows) == 1:
         return {**first, "seeds": 1}
     mean: Row = {key: statistics.fmean(row[key] for row in rows) for key in AVERAGED}
-    # Runs of before a threshold could leave places empty do not say how many were: none.
+    # Older runs had no empty places.
     mean["tokens_used"] = statistics.fmean(row.get("tokens_used", row["tokens"]) for row in rows)
     mean["top1"], interval = t_interval([row["top1"] for row in rows])
     mean["ci95"] = [max(0.0, interval[0]), min(1.0, interval[1])]
@@ -131,12 +105,12 @@ def _mean_row(rows: Sequence[Row]) -> Row:
 
 
 def group(runs: Iterable[Run]) -> list[Group]:
-    """Groups runs by what differs in their configs, and sorts the groups by it.
+    """Groups runs by the settings in which they differ, and sorts the groups by them.
 
-    Where runs started from others that differ in nothing but their seed, that is no difference.
+    Runs that started from runs which differ only in their seed count as started from the same.
     """
     runs = list(runs)
-    starts = lineage.names([run.start for run in runs])
+    starts = lineage.names([_start(run) for run in runs])
     found = [run.settings | {"init_from": name} for run, name in zip(runs, starts, strict=True)]
     keys = differing(found)
     members: dict[str, list[Run]] = {}
@@ -164,13 +138,13 @@ def group(runs: Iterable[Run]) -> list[Group]:
 
 
 def differing(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """The keys, in the order of the config, in which runs differ and which tell them apart."""
+    """The keys of the settings in which runs differ, in the order of the config."""
     keys = dict.fromkeys(key for one in settings for key in telling_apart(one))
     return [key for key in keys if len({json.dumps(one.get(key)) for one in settings}) > 1]
 
 
 def telling_apart(settings: dict[str, Any]) -> dict[str, Any]:
-    """A run's settings without the seed and all that does not change what is computed."""
+    """A run's settings without those that do not distinguish runs (`IGNORED`)."""
     return {
         key: value
         for key, value in settings.items()
@@ -179,19 +153,19 @@ def telling_apart(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def telling(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """Those keys that stand in each row: all, unless they are many.
+    """The keys to show in each row: all, unless they are many.
 
-    Of many, as between a CNN and a ViT, only those that tell rows apart which the ones before them
-    do not.
+    Of many, as between a CNN and a ViT, a key is shown if it distinguishes rows that the keys
+    before it do not.
     """
     keys = list(settings[0])
     if len(keys) <= MANY_COLUMNS:
         return keys
-    told: list[str] = []
-    for key in sorted(keys, key=lambda key: key != "model.name"):  # what the others follow from
-        if _distinct(settings, [*told, key]) > _distinct(settings, told):
-            told.append(key)
-    return told
+    shown: list[str] = []
+    for key in sorted(keys, key=lambda key: key != "model.name"):  # others depend on it
+        if _distinct(settings, [*shown, key]) > _distinct(settings, shown):
+            shown.append(key)
+    return shown
 
 
 def _distinct(settings: Sequence[dict[str, Any]], keys: Sequence[str]) -> int:
@@ -199,13 +173,14 @@ def _distinct(settings: Sequence[dict[str, Any]], keys: Sequence[str]) -> int:
 
 
 def _named(key: str, value: Any) -> str:
-    """A value in a legend: with its key, unless it speaks for itself."""
-    speaks = isinstance(value, str) and value
-    return value if speaks else f"{key.rpartition('.')[2]}={format_value(value)}"
+    """A value in a legend: words alone, anything else with its key."""
+    if isinstance(value, str) and value:
+        return value
+    return f"{key.rpartition('.')[2]}={format_value(value)}"
 
 
 def _order(value: Any) -> tuple[int, float, str]:
-    """Sorts numbers as numbers, before words, before what is not set."""
+    """A sort key: numbers come first, then words, then settings that are not set."""
     if value is None:
         return 2, 0.0, ""
     return (0, value, "") if isinstance(value, int | float) else (1, 0.0, str(value))

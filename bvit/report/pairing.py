@@ -1,9 +1,9 @@
-"""Runs beside a baseline, picture by picture.
+"""Runs compared with a baseline, image by image.
 
-What is done to test image i follows from (seed, condition, i) alone, so runs of one seed answer the
-very same pixels: pictures on which both agree add nothing to the doubt about their difference,
-which makes its interval narrower than those of the two accuracies. Runs meet the baseline of their
-own seed; the differences of several seeds are averaged for each picture (`paired_difference`).
+The pixels of test image i follow from (seed, condition, i) alone, so runs of one seed see the same
+pixels. The interval of a paired difference is narrower than those of the two accuracies, since
+images on which both agree do not widen it. Each run is compared with the baseline of its own seed;
+the differences of several seeds are averaged for each image (`paired_difference`).
 """
 
 import dataclasses
@@ -12,31 +12,31 @@ from pathlib import Path
 
 import numpy as np
 
-from bvit import answers
 from bvit.evaluation.rows import COLUMNS, Row, format_cell
 from bvit.evaluation.statistics import paired_difference
-from bvit.report.comparison import Group, Run, group
+from bvit.report.comparison import Group, group
+from bvit.run import Cell, Run
 
 KEEP = "keep"
-# Settings that say which pictures were tested, and how they were cut out.
+# Settings that determine which images were tested, and how they were cropped.
 SAME = ("data.name", "data.test_split", "data.image_size", "data.resize")
 SHOWN = ("condition", "policy", "top1", "difference", "difference_ci95")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Tested:
-    """What a run said under one condition and policy; bool [n] by `index`, [n]."""
+    """Which images a run classified correctly under one condition and policy: bool [n]."""
 
     run: Run
     index: np.ndarray
     right: np.ndarray
 
 
-_Cells = dict[answers.Cell, dict[int, _Tested]]
+_Cells = dict[Cell, dict[int, _Tested]]
 
 
 def baseline_of(runs: Sequence[Run]) -> Group:
-    """The runs that others are to be paired with, as one group.
+    """The runs of the baseline as one group.
 
     Raises:
       ValueError: they differ in more than their seed.
@@ -46,7 +46,7 @@ def baseline_of(runs: Sequence[Run]) -> Group:
         raise ValueError(
             "a baseline's runs must differ in nothing but their seed: "
             f"{', '.join(run.name for run in runs)} differ in {', '.join(groups[0].settings)}; "
-            "compare with one after the other."
+            "compare with one of them at a time."
         )
     return groups[0]
 
@@ -54,12 +54,12 @@ def baseline_of(runs: Sequence[Run]) -> Group:
 def table(groups: Sequence[Group], baseline: Group, policy: str = KEEP) -> list[list[str]]:
     """A line for each group, condition and policy, header first.
 
-    Those of a condition and policy follow each other, so that the groups stand side by side.
+    The lines of one condition and policy are adjacent, so that the groups can be compared.
 
     Args:
       groups: of `comparison.group`.
       baseline: of `baseline_of`.
-      policy: the label of that policy of the baseline which all are compared with.
+      policy: of the baseline, which all policies are compared with; its label.
 
     Raises:
       ValueError: see `rows`.
@@ -79,11 +79,11 @@ def table(groups: Sequence[Group], baseline: Group, policy: str = KEEP) -> list[
 def _cells_of_text(row: Row) -> list[str]:
     seeds = ", ".join(f"{seed}: {100 * value:+.2f}" for seed, value in row["by_seed"].items())
     cells = [format_cell(row, key, form) for key, _, form in COLUMNS if key in SHOWN]
-    return [*cells, seeds, f"{row['n']} pictures"]
+    return [*cells, seeds, f"{row['n']} images"]
 
 
 def rows(one: Group, baseline: Group, policy: str = KEEP) -> list[Row]:
-    """Pairs what runs of one group answered with what the baseline did.
+    """Pairs the answers of the runs of one group with those of the baseline.
 
     Args:
       one: the runs; a seed that was run twice counts once.
@@ -92,12 +92,12 @@ def rows(one: Group, baseline: Group, policy: str = KEEP) -> list[Row]:
 
     Returns:
       For each "condition" and "policy" (its label) of the runs: "top1", the mean over seeds;
-      "difference", that minus the baseline's under `policy`, with its interval over pictures
-      "difference_ci95"; "by_seed", seed → that seed's difference; and "n" pictures.
+      "difference", that minus the baseline's under `policy`, with its interval over images
+      "difference_ci95"; "by_seed", seed → that seed's difference; and "n" images.
 
     Raises:
-      ValueError: a run kept no answers, or the baseline has none of that seed, on those pictures,
-        or under that condition and policy.
+      ValueError: a run kept no answers, or the baseline has none for that seed, those images, or
+        that condition and policy.
     """
     theirs = _cells(baseline)
     found = []
@@ -113,19 +113,19 @@ def rows(one: Group, baseline: Group, policy: str = KEEP) -> list[Row]:
 def _cells(one: Group) -> _Cells:
     found: _Cells = {}
     for run in one.runs:
-        kept = answers.read(run.path)
+        kept = run.answers
         for cell, rank in kept.ranks.items():
             tested = _Tested(run, kept.index, rank == 0)
             found.setdefault(cell, {}).setdefault(run.results["seed"], tested)
     return found
 
 
-def _partner(own: _Tested, theirs: _Cells, seed: int, cell: answers.Cell) -> _Tested:
-    """The baseline's answers that a run's are to be compared with."""
+def _partner(own: _Tested, theirs: _Cells, seed: int, cell: Cell) -> _Tested:
+    """The baseline's answers to compare those of a run with."""
     seeds = sorted({seed for tested in theirs.values() for seed in tested})
     if seed not in seeds:
         raise ValueError(
-            f"{own.run.name} has the seed {seed}, from which its test blurs follow, and the "
+            f"{own.run.name} has the seed {seed}, which determines its test blurs, and the "
             f"baseline has {', '.join(map(str, seeds))}: give --against a run of that seed too."
         )
     if seed not in theirs.get(cell, {}):
@@ -157,20 +157,20 @@ def _compare(pairs: dict[int, tuple[_Tested, _Tested]]) -> Row:
 
 
 def _check_same(first: _Tested, others: Iterable[_Tested]) -> None:
-    """Raises a `ValueError` if two were tested on other pictures, or on other pixels of them."""
+    """Raises a `ValueError` unless all were tested on the same pixels of the same images."""
     for other in others:
-        told = f"{first.run.name} and {other.run.name} were not tested on the same pictures:"
-        for key, value in _pictures(first.run).items():
-            if value != (theirs := _pictures(other.run)[key]):
-                raise ValueError(f"{told} {key} is {value!r} and {theirs!r}.")
+        names = f"{first.run.name} and {other.run.name} were not tested on the same images:"
+        for key, value in _tested_data(first.run).items():
+            if value != (theirs := _tested_data(other.run)[key]):
+                raise ValueError(f"{names} {key} is {value!r} and {theirs!r}.")
         if not np.array_equal(first.index, other.index):
             alone = len(np.setxor1d(first.index, other.index))
             raise ValueError(
-                f"{told} {alone} of their {len(first.index)} and {len(other.index)} were tested "
+                f"{names} {alone} of their {len(first.index)} and {len(other.index)} were tested "
                 "by only one of them; evaluate both again on the same data."
             )
 
 
-def _pictures(run: Run) -> dict[str, object]:
-    folder = Path(run.settings["data.dir"]).name  # the path to it may be another elsewhere
+def _tested_data(run: Run) -> dict[str, object]:
+    folder = Path(run.settings["data.dir"]).name  # its path differs between machines
     return {key: run.settings[key] for key in SAME} | {"data.dir": folder}

@@ -1,4 +1,4 @@
-"""The tables of the paper that this project follows, beside what our runs give for their cells.
+"""The paper's tables, beside what our runs give for their cells.
 
 Kim, Kim and Han, “Image Classification of Blurred Images Without Deblurring”, Tables 1 to 5.
 """
@@ -7,13 +7,13 @@ import dataclasses
 from collections.abc import Sequence
 
 from bvit.evaluation.rows import NOTHING, Row
-from bvit.report.comparison import PRETRAINED, Group
+from bvit.report.comparison import PRETRAINED, Group, trained_on
 from bvit.report.tables import NOT_RUN, cell, over
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One column of a table: how the model was trained, and what it was tested on."""
+    """One column of a table: how the model was trained, and the condition it was tested on."""
 
     title: str
     train: str
@@ -46,31 +46,31 @@ _REMOVED = (
 )
 TABLES = (
     Table(
-        "Table 1. Weights trained on sharp pictures, top-1",
+        "Table 1. Weights trained on sharp images, top-1",
         "top1",
         _TESTED,
         {"resnet50": (76.13, 63.16), "vgg19": (72.38, 54.12), "googlenet": (69.78, 55.03)},
     ),
     Table(
-        "Table 2. Weights trained on sharp pictures, top-5",
+        "Table 2. Weights trained on sharp images, top-5",
         "top5",
         _TESTED,
         {"resnet50": (92.86, 85.08), "vgg19": (90.88, 78.19), "googlenet": (89.53, 79.14)},
     ),
     Table(
-        "Table 3. Trained from scratch, tested on blurred pictures, top-1",
+        "Table 3. Trained from scratch, tested on blurred images, top-1",
         "top1",
         _TRAINED,
         {"resnet50": (58.69, 61.24), "vgg19": (46.33, 48.19), "googlenet": (48.97, 51.62)},
     ),
     Table(
-        "Table 4. Trained from scratch, tested on blurred pictures, top-5",
+        "Table 4. Trained from scratch, tested on blurred images, top-5",
         "top5",
         _TRAINED,
         {"resnet50": (80.12, 83.72), "vgg19": (71.86, 73.55), "googlenet": (73.42, 76.98)},
     ),
     Table(
-        "Table 5. A ViT on pictures blurred in regions, blurry patches removed, top-1",
+        "Table 5. A ViT on images blurred in regions, blurry patches removed, top-1",
         "top1",
         _REMOVED,
         {"vit": (58.04, 51.75)},
@@ -83,8 +83,8 @@ def lines(table: Table, groups: Sequence[Group]) -> list[list[str]]:
 
     Args:
       table: one of `TABLES`.
-      groups: our runs. Models that the paper does not have get rows of their own, without the
-        paper's numbers. What several groups give for one cell stands there with their labels.
+      groups: our runs. Models that are not in the paper get rows of their own, without the
+        paper's numbers. If several groups fill one cell, each is shown with its label.
     """
     header = ["model"]
     for column in table.columns:
@@ -106,7 +106,7 @@ def lines(table: Table, groups: Sequence[Group]) -> list[list[str]]:
 
 
 def _row_name(one: Group, table: Table) -> str:
-    """Where a group stands in a table; "" in none, as a CNN among ViTs."""
+    """The row of a group in a table; "" if it has none, as a CNN among ViTs."""
     model = one.runs[0].settings["model.name"]
     if "vit" in table.numbers:
         return "vit" if model.startswith("vit") else ""
@@ -114,7 +114,7 @@ def _row_name(one: Group, table: Table) -> str:
 
 
 def _found(column: Column, one: Group) -> Row | None:
-    if column.train not in ("", one.runs[0].trained_on):
+    if column.train not in ("", trained_on(one.runs[0].settings)):
         return None
     wanted = (column.condition, column.policy, None)
     return next((r for r in one.rows if (r["condition"], r["policy"], r["budget"]) == wanted), None)

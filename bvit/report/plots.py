@@ -1,6 +1,6 @@
-"""Plots of results: accuracy, its price, its fall with the blur, and how the training went.
+"""Plots of results: accuracy by condition, by cost and by the blur's σ, and training curves.
 
-Each takes groups, label → what is drawn of it, so that one run and many are drawn by the same code.
+Each takes groups, label → rows or lines, so that one run and many are drawn by the same code.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ TOP1 = "top-1 (%), 95 % interval"
 SIGMA_CONDITION = "gaussian:"
 # A curve's moving mean is over this share of its points.
 SMOOTHED = 0.05
-# Inches in width and height that a letter of a legend takes.
+# Width and height of a letter of a legend, in inches.
 LETTER = (0.08, 0.22)
 
 Rows = Mapping[str, Sequence[Row]]
@@ -27,7 +27,7 @@ Lines = Mapping[str, Sequence[Sequence[dict[str, Any]]]]
 
 
 def draw(groups: Rows, lines: Lines) -> dict[str, Figure]:
-    """All plots that there is something for, by name.
+    """All plots that the results allow, by name.
 
     Args:
       groups: label → rows of results; the label "" is not shown.
@@ -44,7 +44,7 @@ def draw(groups: Rows, lines: Lines) -> dict[str, Figure]:
 
 
 def draw_accuracy(groups: Rows) -> Figure:
-    """Top-1 with its interval: a place for each condition, a colour for each group and policy."""
+    """Top-1 with its interval: a tick for each condition, a colour for each group and policy."""
     conditions = _conditions(groups)
     series = list(_series(groups))
     width = max(5.0, 1.5 + len(conditions) * (0.25 * len(series) + 0.25))
@@ -53,21 +53,21 @@ def draw_accuracy(groups: Rows) -> Figure:
     for i, (label, _, _, rows) in enumerate(series):
         shift = (i - (len(series) - 1) / 2) * 0.8 / len(series)
         x = [conditions.index(row["condition"]) + shift for row in rows]
-        _points(axes, x, rows, i, label, linestyle="none")
+        draw_points(axes, x, rows, i, label, linestyle="none")
     for between in range(1, len(conditions)):
         axes.axvline(between - 0.5, color="0.9", linewidth=1)
     tilted = {"rotation": 30, "ha": "right"} if len(conditions) > 6 else {}
     axes.set_xticks(range(len(conditions)), conditions, **tilted)
     axes.set(ylabel=TOP1, ylim=(0, 100), xlim=(-0.5, len(conditions) - 0.5))
-    _finish(figure, [axes])
+    add_legend(figure, [axes])
     return figure
 
 
 def draw_tradeoff(groups: Rows) -> Figure:
     """Accuracy against cost: a column a condition, a line a group and policy through its budgets.
 
-    Above against the operations of an image, below against the images a second that were measured.
-    Conditions of one sigma each are left to `draw_sigma`, unless there are no others.
+    The upper row is against the operations of an image, the lower one against the images a second.
+    Conditions "gaussian:SIGMA" are left to `draw_sigma`, unless there are no others.
     """
     conditions = _conditions(groups)
     conditions = [c for c in conditions if not c.startswith(SIGMA_CONDITION)] or conditions
@@ -88,12 +88,12 @@ def draw_tradeoff(groups: Rows) -> Figure:
                 )
                 if points:
                     label = _label(group, policy if several else "")
-                    _points(axes, [row[cost] for row in points], points, i, label)
+                    draw_points(axes, [row[cost] for row in points], points, i, label)
             axes.set(xlabel=title, xlim=(0, None))
         line[0].set_ylabel(TOP1)
     for axes, condition in zip(grid[0], conditions, strict=True):
         axes.set_title(condition)
-    _finish(figure, list(grid.flat))
+    add_legend(figure, list(grid.flat))
     return figure
 
 
@@ -113,9 +113,9 @@ def draw_sigma(groups: Rows) -> Figure:
     for i, (label, _, _, rows) in enumerate(_series(groups)):
         tested = sorted((row for row in rows if _sigma(row) is not None), key=_sigma)
         if tested:
-            _points(axes, [_sigma(row) for row in tested], tested, i, label)
+            draw_points(axes, [_sigma(row) for row in tested], tested, i, label)
     axes.set(xlabel="σ of the blur (pixels)", ylabel=TOP1, ylim=(0, None))
-    _finish(figure, [axes])
+    add_legend(figure, [axes])
     return figure
 
 
@@ -135,12 +135,12 @@ def draw_curves(lines: Lines) -> Figure:
                 axes.plot(steps[n - 1 :], smooth, color=f"C{i}", label=label)
                 axes.set(xlabel="step", ylabel=title)
     panels[1].set_ylim(0, 100)
-    _finish(figure, list(panels))
+    add_legend(figure, list(panels))
     return figure
 
 
 def pixels(figure: Figure) -> np.ndarray:
-    """A figure as a picture, uint8 [h, w, 3]."""
+    """A figure as an image, uint8 [h, w, 3]."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
@@ -151,7 +151,7 @@ def _conditions(groups: Rows) -> list[str]:
 
 
 def _series(groups: Rows) -> Iterator[tuple[str, str, str, list[Row]]]:
-    """What gets a colour: its label, its group, its policy, and its rows."""
+    """Label, group, policy and rows of each colour."""
     several = len({policy_label(row) for rows in groups.values() for row in rows}) > 1
     for group, rows in groups.items():
         for policy in dict.fromkeys(policy_label(row) for row in rows):
@@ -174,27 +174,35 @@ def _sigmas(groups: Rows) -> set[float]:
     return {sigma for sigma in found if sigma is not None}
 
 
-def _points(
+def draw_points(
     axes: Axes, x: Sequence[float], rows: Sequence[Row], color: int, label: str, **style: str
 ) -> None:
-    """Top-1 at each x, with its interval."""
+    """Draws top-1 with its interval.
+
+    Args:
+      axes: where.
+      x: of each row.
+      rows: with "top1" and "ci95", as shares.
+      color: which of matplotlib's; they come again after ten, with another marker.
+      label: in the legend.
+      **style: of the points and the line.
+    """
     top1 = 100 * np.array([row["top1"] for row in rows])
     bounds = 100 * np.array([row["ci95"] for row in rows]).T
     axes.errorbar(
         x,
         top1,
         yerr=np.abs(bounds - top1),
-        color=f"C{color}",  # the same in every panel
-        marker="osD^v"[color // 10 % 5],  # colours come again after ten
+        color=f"C{color}",
         markersize=4,
         capsize=2,
         label=label,
-        **style,
+        **{"marker": "osD^v"[color // 10 % 5], **style},
     )
 
 
-def _finish(figure: Figure, panels: Sequence[Axes]) -> None:
-    """Takes what is superfluous away, and adds one legend where there is something to tell."""
+def add_legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """Removes the frames, and adds one legend if there are several labels in the panels."""
     named = {}
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)

@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Sequence
 
 from bvit.evaluation.rows import COLUMNS, Row, format_cell, format_value, policy_label
-from bvit.report.comparison import Group
+from bvit.report.comparison import Group, caption
 
 NOT_RUN = "not run"
 
 
 def overview_lines(groups: Sequence[Group]) -> list[list[str]]:
-    """A line for each group: everything that differs, and its runs."""
+    """A line for each group: its runs, and all settings that differ."""
     keys = list(groups[0].settings)
     lines = [["runs", *keys, "seeds", "parameters", "what"]]
     for one in groups:
@@ -21,17 +21,14 @@ def overview_lines(groups: Sequence[Group]) -> list[list[str]]:
                 *(format_value(one.settings[key]) for key in keys),
                 ", ".join(seeds),
                 f"{results['parameters']:,}",
-                one.runs[0].caption,
+                caption(one.runs[0]),
             ]
         )
     return lines
 
 
 def result_lines(groups: Sequence[Group]) -> list[list[str]]:
-    """A line for each group, condition and policy, with all that was measured.
-
-    Those of a condition and policy follow each other, so that the groups stand side by side.
-    """
+    """A line for each condition, policy and group, in this order, with all that was measured."""
     lines = [[*groups[0].shown, *(title for _, title, _ in COLUMNS), "interval over"]]
     for condition in _in_order(row["condition"] for one in groups for row in one.rows):
         for policy in _in_order(policy_label(row) for one in groups for row in one.rows):
@@ -71,7 +68,7 @@ def cell(row: Row | None, metric: str = "top1") -> str:
 def over(rows: Iterable[Row]) -> str:
     """What the intervals of rows are over."""
     return " or ".join(
-        _in_order(f"{r['seeds']} seeds" if r["seeds"] > 1 else f"{r['n']} pictures" for r in rows)
+        _in_order(f"{r['seeds']} seeds" if r["seeds"] > 1 else f"{r['n']} images" for r in rows)
     )
 
 

@@ -1,105 +1,165 @@
-"""Deblur or not: what a model gains from pictures that are deblurred first, and what that costs.
+"""Deblur or not: what a model gains from images that are deblurred first, and what that costs.
 
-Every picture is classified as it is stored, and again after each deblurring, so that differences
-are paired; the time and the operations of the deblurring count.
+    python -m bvit.main --config=configs/deblur_or_not.py:run=runs/cnn --workdir=runs/deblur/cnn
+    python -m bvit.studies.deblurring runs/deblur/* [--plot=FILE] [--to=FILE]
+
+A run is a finished evaluation on conditions that deblur, such as "wiener:stored:blur", and on the
+same images as they are, "stored:blur". Its answers under its first policy are taken from its
+directory. The time and the operations of deblurring and classifying an image are measured here, on
+one device. Several runs share a table if they were tested on the same images. A second table says
+how close to the sharp image the deblurring comes, over all test images.
 """
 
+import dataclasses
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import dm_pix
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax.extend.core import jaxprs_in_params
-from jax.sharding import Mesh
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, Float
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from ml_collections import ConfigDict
 
+from bvit import config as config_lib
+from bvit import data, sharding
+from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.evaluation import cost
-from bvit.evaluation.evaluator import EvalResult, make_classify, make_corrupt
+from bvit.evaluation.evaluate import make_classify, make_corrupt
 from bvit.evaluation.statistics import paired_difference, wilson_interval
 from bvit.image.conditions import DEBLURRING, split_deblurring
 from bvit.image.deblur import deblur_gaussian
-from bvit.sharding import per_image
-from bvit.tokens import Policy
+from bvit.image.pixels import to_float
+from bvit.report import formats, plots
+from bvit.report.tables import NOT_RUN
+from bvit.run import Run
+from bvit.tokens.inputs import Policy
 
 DIRECT = "direct"
-# The sigma that deblurring is timed with where it must be told one; no time depends on it.
+# The sigma that deblurring is timed with where it needs one; no time depends on it.
 TIMED_SIGMA = 1.5
+# Settings that the tested images and their blurs follow from.
+SAME = ("seed", "data.name", "data.test_split", "data.image_size", "data.resize")
+ACCURACIES = (
+    "Deblurred or not: top-1 in % with its 95 % interval; then the difference to the first line, "
+    "on the same images, with its interval"
+)
+QUALITY = "What deblurring restores: mean PSNR and SSIM against the sharp image"
+MARKERS = "osD^vP*X"
 
-Row = dict[str, Any]
-Costs = dict[str, dict[str, float]]
+Cell = tuple[str, str]  # The images as they are, "noisy:blur", and the method or "direct".
 
 
-def methods(conditions: Sequence[str]) -> tuple[str, ...]:
-    """The ways of deblurring among the conditions, in their order there; () if there are none."""
-    found = dict.fromkeys(split_deblurring(name)[0] for name in conditions)
-    return tuple(method for method in found if method)
+@dataclasses.dataclass(frozen=True)
+class Tested:
+    """What a run answered, directly and after deblurring.
+
+    Attributes:
+      name: of its directory.
+      right: which test images it had right in each cell.
+      costs: method → "ms" and "gflops" of one image.
+    """
+
+    name: str
+    right: Mapping[Cell, Bool[np.ndarray, " n"]]
+    costs: Mapping[str, Mapping[str, float]]
+
+
+def cells(conditions: Iterable[str]) -> dict[Cell, str]:
+    """Conditions that deblur, and those of the same images as they are, by their cells."""
+    found = {}
+    for name in conditions:
+        method, images = split_deblurring(name)
+        found[images, method or DIRECT] = name
+    deblurred = {images for images, method in found if method != DIRECT}
+    return {cell: name for cell, name in found.items() if cell[0] in deblurred}
 
 
 def measure(
-    model: nn.Module,
-    variables: PyTree,
-    batch: dict[str, Array],
-    conditions: Sequence[str],
-    policy: Policy,
-    *,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    seed: int,
-    mesh: Mesh,
-) -> Costs:
-    """Measures what classification costs, directly and after each deblurring of the conditions.
-
-    The methods take turns on one batch, see `cost.images_per_second`.
+    run: Run, policy: Policy, methods: Iterable[str], batch: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, float]]:
+    """Measures what classification costs, directly and after each deblurring, on one batch.
 
     Args:
-      model: of `bvit.models.create`.
-      variables: the model's.
-      batch: of `evaluate.put_batch`.
-      conditions: of which at least one deblurs.
+      run: whose model is used.
       policy: what the model does with blurry patches.
-      mean: normalisation of the pixels.
-      std: normalisation of the pixels.
-      seed: of the test blurs.
-      mesh: whose devices share the batch.
+      methods: keys of `bvit.image.conditions.DEBLURRING`.
+      batch: of `bvit.data.eval_batches`.
 
     Returns:
-      For "direct" and each method: "ms" and "gflops" of one picture, deblurring and forward pass.
+      For "direct" and each method: "ms" and "gflops" of one image, deblurring and forward pass.
     """
-    found = methods(conditions)
-    pictures = next(before for method, before in map(split_deblurring, conditions) if method)
-    pixels = make_corrupt(pictures, seed=seed, mesh=mesh)(batch["image"], batch["index"])
-    classify = make_classify(model, policy, mean=mean, std=std, seed=seed, mesh=mesh)
-    functions = {DIRECT: classify}
-    for method in found:
-        restore = jax.jit(per_image(lambda x, method=method: _deblur(method, x), mesh))
-        functions[method] = lambda v, x, index, restore=restore: classify(v, restore(x), index)
-    speeds = cost.images_per_second(functions, variables, pixels, batch["index"])
-    size = pixels.shape[1]
-    forward = cost.gflops(model, variables, policy, size)
-    extra = {DIRECT: 0.0, **{method: gflops(method, size) for method in found}}
-    return {
-        name: {"ms": 1000 / speed, "gflops": forward + extra[name]}
-        for name, speed in speeds.items()
+    c = run.config
+    classify = make_classify(
+        run.model, policy, mean=tuple(c.data.mean), std=tuple(c.data.std), seed=c.seed, mesh=_mesh()
+    )
+
+    def after(method):
+        restore = jax.jit(partial(_deblur, method))
+        return lambda variables, image, index: classify(variables, restore(image), index)
+
+    size = c.data.image_size
+    forward = cost.gflops(run.model, run.variables, policy, size)
+    operations = {DIRECT: forward} | {method: forward + gflops(method, size) for method in methods}
+    functions = {DIRECT: classify} | {method: after(method) for method in methods}
+    pixels, index = to_float(jnp.asarray(batch["image"])), jnp.asarray(batch["index"])
+    speeds = cost.images_per_second(functions, run.variables, pixels, index)
+    return {m: {"ms": 1000 / speeds[m], "gflops": operations[m]} for m in functions}
+
+
+def restored(
+    batches: Iterable[Mapping[str, np.ndarray]], conditions: Mapping[Cell, str], *, seed: int
+) -> dict[Cell, tuple[float, float]]:
+    """Compares what a model sees with the sharp images.
+
+    Args:
+      batches: of `bvit.data.eval_batches`.
+      conditions: of `cells`.
+      seed: of the test blurs.
+
+    Returns:
+      For each cell the means over the images of the peak signal-to-noise ratio, in dB, and of the
+      structural similarity (Wang et al. 2004).
+    """
+    corruptions = {
+        cell: make_corrupt(name, seed=seed, mesh=_mesh()) for cell, name in conditions.items()
     }
+    found: dict[Cell, list[np.ndarray]] = {cell: [] for cell in conditions}
+    for batch in batches:
+        sharp = to_float(jnp.asarray(batch["image"]))
+        for cell, corrupt in corruptions.items():
+            quality = _quality(corrupt(batch["image"], batch["index"]), sharp)
+            found[cell].append(np.asarray(quality)[:, batch["mask"]])
+    means = {cell: np.concatenate(parts, axis=1).mean(axis=1) for cell, parts in found.items()}
+    return {cell: (float(psnr), float(ssim)) for cell, (psnr, ssim) in means.items()}
+
+
+@jax.jit
+def _quality(image: Float[Array, "n h w 3"], sharp: Float[Array, "n h w 3"]) -> Array:
+    return jnp.stack([dm_pix.psnr(image, sharp), dm_pix.ssim(image, sharp)])
 
 
 def gflops(method: str, image_size: int) -> float:
-    """Billions of floating-point operations to deblur one square RGB picture.
+    """Billions of floating-point operations to deblur one square RGB image.
 
-    As XLA counts them, but for two things that it gets wrong: of a loop it counts one turn, and of
-    a transform of several axes it multiplies their logarithms. Here all turns count, and
-    5 n log2(n) for a complex transform of n values, half of that for a real one.
+    As XLA counts them, with two corrections: XLA counts one turn of a loop, and overstates Fourier
+    transforms of several axes. Here all turns count, and 5 n log2(n) for a complex transform of n
+    values, half of that for a real one.
 
     Args:
       method: one of `bvit.image.conditions.DEBLURRING`.
-      image_size: side of the picture, in pixels.
+      image_size: side of the image, in pixels.
     """
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     with jax.disable_jit():  # loops are unrolled
-        traced = jax.jit(lambda x: _deblur(method, x)).trace(image)
+        traced = jax.jit(partial(_deblur, method)).trace(image)
         total = traced.lower().cost_analysis()["flops"]
     counted: dict[str, float] = {}
     for equation in _transforms(traced.jaxpr.jaxpr):
@@ -141,51 +201,151 @@ def _by_xla(equation: Any) -> float:
     return transform.lower(jax.ShapeDtypeStruct(aval.shape, aval.dtype)).cost_analysis()["flops"]
 
 
-def make_rows(outcomes: Sequence[EvalResult], costs: Costs) -> list[Row]:
-    """Sums up the pictures that were deblurred, and what they were before it.
+def accuracy_lines(tested: Sequence[Tested]) -> list[list[str]]:
+    """A line for each run and method, a column for each kind of image, header first."""
+    kinds = _kinds(tested)
+    lines = [["run", "method", "ms", "GFLOPs", *kinds]]
+    first: dict[str, np.ndarray] = {}
+    for run in tested:
+        for method, costs in run.costs.items():
+            own = [_accuracy(run.right.get((kind, method)), kind, first) for kind in kinds]
+            numbers = [f"{costs['ms']:.2f}", f"{costs['gflops']:.3f}"]
+            lines.append([run.name, method, *numbers, *own])
+    return lines
 
-    Args:
-      outcomes: of `evaluate`, of one policy.
-      costs: of `measure`.
 
-    Returns:
-      For each kind of picture and way of classifying it: "pictures", "method" ("direct" without
-      deblurring), "top1" with its interval "ci95", "n", "ms" and "gflops"; "difference" to "direct"
-      on the same pictures and its "difference_ci95" (None for "direct"); and "right", which
-      pictures were right, for comparisons with other models (see `unpack`).
+def _accuracy(right: np.ndarray | None, kind: str, first: dict[str, np.ndarray]) -> str:
+    """A cell's text; `first` keeps which images the first line with this kind had right."""
+    if right is None:
+        return NOT_RUN
+    text = f"{100 * right.mean():.1f}"
+    baseline = first.setdefault(kind, right)
+    if baseline is right:
+        low, high = wilson_interval(int(right.sum()), len(right))
+        return f"{text} [{100 * low:.1f}, {100 * high:.1f}]"
+    difference, (low, high) = paired_difference(right, baseline)
+    return f"{text}: {100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def quality_lines(quality: Mapping[Cell, tuple[float, float]]) -> list[list[str]]:
+    """A line for each method, a column for each kind of image, header first."""
+    kinds, methods = (list(dict.fromkeys(names)) for names in zip(*quality, strict=True))
+    texts = {cell: f"{psnr:.2f} dB, {ssim:.3f}" for cell, (psnr, ssim) in quality.items()}
+    lines = [
+        [method, *(texts.get((kind, method), NOT_RUN) for kind in kinds)] for method in methods
+    ]
+    return [["method", *kinds], *lines]
+
+
+def draw(tested: Sequence[Tested]) -> Figure:
+    """Accuracy against milliseconds: a panel for each kind of image."""
+    kinds = _kinds(tested)
+    methods = list(dict.fromkeys(method for run in tested for method in run.costs))
+    figure = Figure(figsize=(2.5 * len(kinds) + 2, 3.2), layout="constrained")
+    panels = figure.subplots(1, len(kinds), squeeze=False, sharex=True, sharey=True)[0]
+    for axes, kind in zip(panels, kinds, strict=True):
+        for i, run in enumerate(tested):
+            for method, costs in run.costs.items():
+                right = run.right.get((kind, method))
+                if right is not None:
+                    ci95 = wilson_interval(int(right.sum()), len(right))
+                    label = f"{run.name}, {method}"
+                    marker = MARKERS[methods.index(method) % len(MARKERS)]
+                    style = {"marker": marker, "linestyle": "none"}
+                    row = {"top1": right.mean(), "ci95": ci95}
+                    plots.draw_points(axes, [costs["ms"]], [row], i, label, **style)
+        axes.set_title(kind, fontsize="medium")
+        axes.set(xscale="log", xlabel="ms for an image", ylim=(0, None))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    panels[0].set_ylabel(plots.TOP1)
+    plots.add_legend(figure, panels)
+    return figure
+
+
+def _kinds(tested: Sequence[Tested]) -> list[str]:
+    return list(dict.fromkeys(kind for run in tested for kind, _ in run.right))
+
+
+def study(paths: Sequence[Path]) -> tuple[list[Tested], dict[Cell, tuple[float, float]]]:
+    """Measures runs, and the quality of the images that they saw.
+
+    Raises:
+      ValueError: a folder is no finished run, its run deblurred nothing, or runs were tested on
+        different images.
     """
-    by_condition = {outcome.condition: outcome.correct() for outcome in outcomes}
-    deblurred = [split_deblurring(name) for name in by_condition if split_deblurring(name)[0]]
-    rows = []
-    for pictures in dict.fromkeys(before for _, before in deblurred):
-        direct = by_condition.get(pictures)
-        if direct is not None:
-            rows.append(_row(pictures, DIRECT, direct, None, costs))
-        for method, before in deblurred:
-            if before == pictures:
-                right = by_condition[f"{method}:{before}"]
-                rows.append(_row(pictures, method, right, direct, costs))
-    return rows
+    opened, conditions, same = [], {}, {}
+    for path in paths:
+        run = Run(path)
+        policy = run.policy(config_lib.words(run.config.eval.policies)[0])
+        kept = run.answers
+        own = cells(name for name, label in kept.ranks if label == policy.label)
+        if not own:
+            raise ValueError(f"{path} deblurred nothing: evaluate configs/deblur_or_not.py.")
+        for key, value in _images(run.config, kept.index).items():
+            if value != (first := same.setdefault(key, value)):
+                raise ValueError(
+                    f"{paths[0]} and {path} were not tested on the same images: {key} is "
+                    f"{first!r} and {value!r}; study one after the other."
+                )
+        right = {cell: kept.ranks[name, policy.label] == 0 for cell, name in own.items()}
+        opened.append((run, policy, right))
+        conditions |= own
+    c = opened[0][0].config
+    with _test_batches(c) as batches:
+        batch = next(batches)
+    tested = []
+    for run, policy, right in opened:
+        methods = dict.fromkeys(method for _, method in right if method != DIRECT)
+        tested.append(Tested(run.name, right, measure(run.load(), policy, methods, batch)))
+    with _test_batches(c) as batches:
+        return tested, restored(batches, conditions, seed=c.seed)
 
 
-def _row(
-    pictures: str, method: str, right: np.ndarray, direct: np.ndarray | None, costs: Costs
-) -> Row:
-    difference, interval = (None, None) if direct is None else paired_difference(right, direct)
-    return {
-        "pictures": pictures,
-        "method": method,
-        "top1": float(right.mean()),
-        "ci95": list(wilson_interval(int(right.sum()), len(right))),
-        "n": len(right),
-        "difference": difference,
-        "difference_ci95": None if interval is None else list(interval),
-        **costs[method],
-        "right": np.packbits(right).tobytes().hex(),
-    }
+def _images(c: ConfigDict, index: np.ndarray) -> dict[str, Any]:
+    """What says which images were tested, and how they were blurred."""
+    settings = config_lib.flatten(config_lib.to_dict(c))
+    folder = Path(c.data.dir).name  # the rest of the path differs between machines
+    return {key: settings[key] for key in SAME} | {"data.dir": folder, "images": len(index)}
 
 
-def unpack(row: Row) -> np.ndarray:
-    """Which pictures a row has right, in the order of their indices, bool [n]."""
-    bits = np.frombuffer(bytes.fromhex(row["right"]), np.uint8)
-    return np.unpackbits(bits, count=row["n"]).astype(bool)
+def _test_batches(c: ConfigDict) -> data.Batches:
+    options = {"image_size": c.data.image_size, "seed": c.seed, "dir": c.data.dir or None}
+    source = data.open_source(c.data.name, split="test", split_name=c.data.test_split, **options)
+    return data.eval_batches(
+        source,
+        batch_size=c.eval.batch_size,
+        image_size=c.data.image_size,
+        resize=c.data.resize or None,
+        on_error=c.data.on_error,
+    )
+
+
+def _mesh() -> jax.sharding.Mesh:
+    return sharding.make_mesh(devices=jax.local_devices()[:1])
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Prints the tables of the runs that the arguments name."""
+    parser = Parser("python -m bvit.studies.deblurring", __doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw accuracy against time")
+    parser.add_argument("--to", type=Path, metavar="FILE", help="write there, not to stdout")
+    options = parser.parse_args(arguments)
+    try:
+        tested, quality = study(options.runs)
+        tables = [(ACCURACIES, accuracy_lines(tested)), (QUALITY, quality_lines(quality))]
+        text = formats.as_markdown(tables)
+        if options.plot:
+            draw(tested).savefig(options.plot, dpi=110)
+        if options.to:
+            options.to.write_text(text + "\n")
+        else:
+            print(text)
+    except (ValueError, OSError) as error:
+        fail(str(error), EXIT_BAD_INPUT)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

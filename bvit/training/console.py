@@ -1,16 +1,15 @@
-"""What a run tells the person at the keyboard."""
+"""What a run prints."""
 
 from typing import Any
 
 import jax
 
 from bvit import distributed, sharding
-from bvit import experiment as setup
-from bvit.classify import num_tokens
 from bvit.evaluation import cost, imagenet_c
-from bvit.evaluation import rows as report
-from bvit.run_directory import RunDirectory
-from bvit.studies import deblurring_report
+from bvit.evaluation.rows import align, format_table
+from bvit.experiment import Experiment
+from bvit.run import Run
+from bvit.tokens.inputs import Policy
 from bvit.training.state import TrainState
 
 
@@ -20,25 +19,22 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def introduction(experiment: setup.Experiment, state: TrainState) -> str:
+def introduction(experiment: Experiment, state: TrainState) -> str:
     """Devices, model, cost of an image, data and length of the training."""
     c, mesh = experiment.config, experiment.mesh
-    tokens = {
-        policy.label: num_tokens(experiment.model, policy, c.data.image_size)
-        for policy in experiment.policies
-    }
+    tokens = {p.label: _tokens(experiment, p) for p in experiment.policies}
     forward = cost.gflops(
-        experiment.model, state.eval_variables, experiment.recipes[0].policy, c.data.image_size
+        experiment.model, state.eval_variables, experiment.train_policies[0], c.data.image_size
     )
     devices, processes = jax.devices(), jax.process_count()
     return "\n".join(
         [
             f"devices     {len(devices)} × {devices[0].device_kind}, mesh {dict(mesh.shape)}"
             + (f", {processes} processes" if processes > 1 else ""),
-            f"model       {c.model.name}, {setup.num_parameters(state.params):,} parameters",
+            f"model       {c.model.name}, {state.num_parameters:,} parameters",
             f"state       {sharding.describe(state, mesh)}",
             f"an image    {c.data.image_size} px, {forward:.3f} GFLOPs, tokens "
-            + ", ".join(f"{label} {count:.3g}" for label, count in tokens.items()),
+            + ", ".join(f"{label} {count}" for label, count in tokens.items()),
             f"data        {c.data.name}: {len(experiment.train_source):,} training and "
             f"{len(experiment.test_source):,} test images, {experiment.num_classes} classes",
             f"training    {experiment.total_steps:,} steps of {c.train.batch_size} images, "
@@ -47,16 +43,21 @@ def introduction(experiment: setup.Experiment, state: TrainState) -> str:
     )
 
 
-def summary(results: dict[str, Any], run: RunDirectory) -> str:
-    """The table, and where everything lies."""
-    lines = ["", report.format_table(results["rows"])]
-    sections = [(imagenet_c.TITLE, imagenet_c.table_lines(results["rows"]))]
-    for title, cells in sections + deblurring_report.tables({"": results}):
-        lines += ["", title, report.align(cells)] if cells else []
+def _tokens(experiment: Experiment, policy: Policy) -> str:
+    size = experiment.config.data.image_size
+    counts = [cost.num_tokens(experiment.model, one, size) for one in policy.static]
+    return " to ".join(f"{count:.3g}" for count in dict.fromkeys((counts[0], counts[-1])))
+
+
+def summary(results: dict[str, Any], run: Run) -> str:
+    """The tables of results, and the paths of everything else."""
+    lines = ["", format_table(results["rows"])]
+    if cells := imagenet_c.table_lines(results["rows"]):
+        lines += ["", imagenet_c.TITLE, align(cells)]
     lines += [f"{name}: {100 * share:.1f} %" for name, share in results["baselines"].items()]
     lines += [
         "",
-        f"results     {run.results}",
+        f"results     {run.path / 'results.json'}",
         f"figures     {run.figures}",
         f"curves      tensorboard --logdir {run.path}",
     ]

@@ -1,4 +1,4 @@
-"""The batches of a training, whatever becomes of the processes that make them."""
+"""The batches of a training; worker processes that die are replaced."""
 
 from collections.abc import Callable, Iterator
 
@@ -7,7 +7,7 @@ from absl import logging
 
 from bvit.data import Batches
 
-# A worker that dies as often over the same batch will die again.
+# A worker that dies this many times over the same batch will die again.
 MAX_DEATHS = 3
 
 
@@ -19,7 +19,7 @@ class Feed(Iterator[dict[str, np.ndarray]]):
     """Batches from a given step on; a batch depends on its step alone, so workers can be replaced.
 
     Attributes:
-      skipped: unreadable pictures that were passed over so far.
+      skipped: unreadable images that were skipped so far.
     """
 
     def __init__(self, open_at: Callable[[int], Batches], start_step: int) -> None:

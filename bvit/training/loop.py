@@ -1,11 +1,10 @@
-"""The training and evaluation of one run, from its config to its results.
+"""The training and evaluation of one run, from its checked pieces to its results.
 
-Read `step.py` next: what one update does. What a config means is in `setup.py`.
+Read `step.py` next: one update. `bvit/experiment.py` has the meaning of the config.
 """
 
 import contextlib
 import functools
-import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,43 +14,44 @@ import numpy as np
 from jaxtyping import Array
 
 from bvit import distributed, sharding
-from bvit import experiment as setup
+from bvit import experiment as experiment_lib
 from bvit.checkpoint import Checkpoints
-from bvit.evaluation import rows as report
-from bvit.evaluation.evaluator import Evaluator, put_batch
+from bvit.evaluation import evaluate
+from bvit.evaluation.evaluator import Evaluator
+from bvit.evaluation.rows import make_rows
+from bvit.experiment import Experiment
 from bvit.interrupt import Interrupted, SignalWatch
-from bvit.run_directory import RunDirectory, write_json
+from bvit.run import Run
+from bvit.tokens.inputs import Policy
 from bvit.training import console, results
 from bvit.training.feed import Feed
 from bvit.training.meter import Meter
 from bvit.training.metrics import MetricsWriter
 from bvit.training.profile import StepTrace
 from bvit.training.state import TrainState, create_state
-from bvit.training.step import Hyperparameters, Metrics, make_train_step
+from bvit.training.step import Metrics, Recipe, make_train_step
 
 
-def train_and_evaluate(
-    experiment: setup.Experiment, run: RunDirectory, signals: SignalWatch
-) -> dict[str, Any]:
-    """Trains, evaluates and reports one run; picks up where an interrupted one stopped.
+def train_and_evaluate(experiment: Experiment, run: Run, signals: SignalWatch) -> dict[str, Any]:
+    """Trains, evaluates and reports one run; an interrupted one goes on where it stopped.
 
     Args:
-      experiment: of `setup.prepare`.
-      run: the run directory, new or of the same config.
-      signals: what may ask the run to stop.
+      experiment: of `bvit.experiment.prepare`.
+      run: of `Run.begin`, with the same config.
+      signals: reports signals that ask the run to stop.
 
     Returns:
-      What `results.json` holds.
+      The contents of `results.json`.
 
     Raises:
       CheckpointError: the run's checkpoints are of another model, or all damaged.
       CheckpointWriteError: the state could not be saved; the checkpoints before it are kept.
       NonFiniteLossError: training diverged; the last good checkpoint is kept.
-      UnreadableImageError, DataWorkerError: the data can't be had.
-      Interrupted: a signal came; while training, the state is saved first.
+      UnreadableImageError, DataWorkerError: the data can't be read.
+      Interrupted: a signal came; during training, the state is saved first.
     """
-    if run.results.exists():
-        found = json.loads(run.results.read_text())
+    if run.finished:
+        found = run.results
         console.say(f"This run is finished (step {found['step']}).")
     else:
         found = _run(experiment, run, signals)
@@ -59,7 +59,7 @@ def train_and_evaluate(
     return found
 
 
-def _run(experiment: setup.Experiment, run: RunDirectory, signals: SignalWatch) -> dict[str, Any]:
+def _run(experiment: Experiment, run: Run, signals: SignalWatch) -> dict[str, Any]:
     keep = experiment.config.checkpoint.keep
     with contextlib.closing(Checkpoints(run.checkpoints, keep=keep)) as checkpoints:
         state = _restore_or_create(experiment, checkpoints)
@@ -67,13 +67,14 @@ def _run(experiment: setup.Experiment, run: RunDirectory, signals: SignalWatch) 
         console.say(console.introduction(experiment, state))
         is_main = distributed.is_main()
         writer = MetricsWriter(run.path if is_main else None, start_step=step)
-        evaluator = setup.make_evaluator(experiment)
+        evaluator = experiment_lib.make_evaluator(experiment)
         trace = StepTrace(experiment.config.profile.steps, run.path / "tensorboard")
         with contextlib.closing(writer), contextlib.closing(trace):
             if is_main:
-                write_json(run.path / "classes.json", list(experiment.train_source.class_names))
+                run.write_class_names(experiment.train_source.class_names)
+            if is_main and not step:
+                results.show_samples(experiment, writer, run.figures)
             state = train(experiment, state, checkpoints, writer, trace, evaluator, signals)
-            results.show_samples(experiment, state, writer, run.figures)
             outcomes = evaluator(state.eval_variables)
             found = results.gather(experiment, state, evaluator, outcomes)
             if is_main:
@@ -81,7 +82,7 @@ def _run(experiment: setup.Experiment, run: RunDirectory, signals: SignalWatch) 
     return found
 
 
-def _restore_or_create(experiment: setup.Experiment, checkpoints: Checkpoints) -> TrainState:
+def _restore_or_create(experiment: Experiment, checkpoints: Checkpoints) -> TrainState:
     c = experiment.config
     create = functools.partial(
         create_state,
@@ -91,23 +92,21 @@ def _restore_or_create(experiment: setup.Experiment, checkpoints: Checkpoints) -
         ema=c.train.ema_decay > 0,
     )
     key = jax.random.key(c.seed)
-    shapes = jax.eval_shape(create, key)
-    shardings = sharding.state_shardings(shapes, experiment.mesh)
-    like = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes,
-        shardings,
-    )
-    restored = checkpoints.restore_newest(like)
+    like = sharding.abstract(jax.eval_shape(create, key), experiment.mesh)
+    restored = checkpoints.restore_state(vars(like))
     if restored is not None:
         step, state = restored
         console.say(f"Going on from the checkpoint of step {step}.")
-        return state
-    return jax.jit(create, out_shardings=shardings)(key, experiment.initial)
+        return TrainState(**state)
+    initial = experiment.initial
+    if initial is not None:
+        initial = jax.device_put(initial, sharding.state_shardings(initial, experiment.mesh))
+    places = jax.tree.map(lambda leaf: leaf.sharding, like)
+    return jax.jit(create, out_shardings=places)(key, initial)
 
 
 def train(
-    experiment: setup.Experiment,
+    experiment: Experiment,
     state: TrainState,
     checkpoints: Checkpoints,
     writer: MetricsWriter,
@@ -117,15 +116,15 @@ def train(
 ) -> TrainState:
     """Updates the state until the last step of the run, saving and logging on the way.
 
-    The metrics of a step are read while the next one runs, so the device never waits for the host;
-    but no checkpoint is written before the loss it rests on has been seen to be finite. With the
-    metrics comes what signal any process has received, so that all of them stop at the same step.
-    A checkpoint precedes each evaluation, which may take long and can then be broken off at once.
+    The metrics of a step are read while the next one runs, so the device never waits for the host.
+    A checkpoint is written only after its loss was checked to be finite. The metrics include the
+    signal that any process has received, so that all processes stop at the same step. Before each
+    evaluation a checkpoint is written, so that a signal can stop the evaluation at once.
     """
     c, total, start = experiment.config, experiment.total_steps, int(state.step)
     if start >= total:
         return state
-    updates = [_compile_step(experiment, recipe, state) for recipe in experiment.recipes]
+    updates = [_compile_step(experiment, policy, state) for policy in experiment.train_policies]
     meter = Meter(
         writer,
         experiment.schedule,
@@ -135,11 +134,11 @@ def train(
         log_every=c.log.every_steps,
         skip_nonfinite=c.train.skip_nonfinite,
     )
-    feed = Feed(functools.partial(setup.train_batches, experiment), start)
+    feed = Feed(functools.partial(experiment_lib.train_batches, experiment), start)
     pending = None
     with contextlib.closing(feed), contextlib.closing(meter), signals.held():
         for step in range(start + 1, total + 1):
-            batch = put_batch(meter.wait_for(feed), experiment.mesh)
+            batch = evaluate.put_batch(meter.wait_for(feed), experiment.mesh)
             update = updates[_draw(c.seed, step, len(updates))]
             state, metrics = trace.run(step, update, state, batch)
             metrics["signal"] = distributed.greatest(signals.received, experiment.mesh)
@@ -149,32 +148,32 @@ def train(
             if stop or evaluates or step == total or step % c.checkpoint.every_steps == 0:
                 stop = meter.read(*pending) or stop
                 pending = None
-                checkpoints.save(step, state)
+                checkpoints.save(step, vars(state))
             if stop:
                 checkpoints.wait()
                 raise Interrupted(stop, step)
             if evaluates:
                 with signals.released():
                     outcomes = evaluator(state.eval_variables)
-                rows = report.make_rows(outcomes, evaluator.costs)
+                rows = make_rows(outcomes, evaluator.costs)
                 writer.accuracies(step, results.curves(rows))
                 meter.restart_clock()
     return state
 
 
 def _draw(seed: int, step: int, choices: int) -> int:
-    """Which recipe a step uses: drawn on the host, so that each is one compiled program."""
+    """Draws the policy of a step, on the host: each policy has a compiled program of its own."""
     return int(np.random.default_rng((seed, step)).integers(choices))
 
 
 def _compile_step(
-    experiment: setup.Experiment, recipe: Hyperparameters, state: TrainState
+    experiment: Experiment, policy: Policy, state: TrainState
 ) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, Metrics]]:
     c, mesh = experiment.config, experiment.mesh
     step = make_train_step(
         experiment.model,
         experiment.optimizer,
-        recipe,
+        _recipe(experiment, policy),
         num_classes=experiment.num_classes,
         mesh=mesh,
     )
@@ -192,8 +191,27 @@ def _compile_step(
         .compile()
     )
     console.say(
-        f"Compiled a step with {recipe.policy.label} in {time.perf_counter() - began:.1f} s; "
+        f"Compiled a step with {policy.label} in {time.perf_counter() - began:.1f} s; "
         f"it needs {compiled.memory_analysis().temp_size_in_bytes / 1e6:,.1f} MB on each device "
         "besides the state."
     )
     return lambda state, batch: compiled(state, {name: batch[name] for name in ("image", "label")})
+
+
+def _recipe(experiment: Experiment, policy: Policy) -> Recipe:
+    c = experiment.config
+    return Recipe(
+        condition=c.train.condition,
+        policy=policy,
+        mean=tuple(c.data.mean),
+        std=tuple(c.data.std),
+        label_smoothing=c.train.label_smoothing,
+        mixup=c.train.mixup,
+        ema_decay=c.train.ema_decay,
+        accumulate=c.train.accumulate,
+        skip_nonfinite=c.train.skip_nonfinite > 0,
+        distill=c.train.distill,
+        distill_temperature=c.train.distill_temperature,
+        sandwich=c.train.sandwich,
+        seed=c.seed,
+    )

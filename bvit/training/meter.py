@@ -41,7 +41,7 @@ class Meter:
           total_steps: updates of the whole run.
           batch_size: images of an update.
           log_every: steps between log lines.
-          skip_nonfinite: how many updates in a row may be not finite.
+          skip_nonfinite: how many non-finite updates in a row are allowed.
         """
         self._writer, self._schedule = writer, schedule
         self._batch_size, self._log_every = batch_size, log_every
@@ -58,27 +58,27 @@ class Meter:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leaves out of images/s what was done since the last step was read."""
+        """Excludes the time since the last step from images/s."""
         self._since, self._steps, self._waited = time.perf_counter(), 0, 0.0
 
     def wait_for(self, feed: Feed) -> dict[str, np.ndarray]:
-        """The next batch; the time that it takes counts as waiting for data."""
+        """The next batch; its time counts as waiting for data."""
         began = time.perf_counter()
         batch = next(feed)
         self._waited += time.perf_counter() - began
         if feed.skipped > self._skipped:
             self._skipped = feed.skipped
-            logging.warning("%d unreadable pictures passed over so far.", self._skipped)
+            logging.warning("%d unreadable images skipped so far.", self._skipped)
         return batch
 
     def read(self, step: int, metrics: dict[str, Array]) -> int:
-        """Takes the metrics of a step to the bar, and to the log where one is due.
+        """Shows the metrics of a step in the progress bar, and logs them every so many steps.
 
         Returns:
           The signal that any process had received by that step, 0 for none.
 
         Raises:
-          NonFiniteLossError: more such steps in a row than `train.skip_nonfinite` allows.
+          NonFiniteLossError: more non-finite steps in a row than `train.skip_nonfinite` allows.
         """
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         signal = int(values.pop("signal"))
@@ -114,5 +114,5 @@ class Meter:
             logging.warning("Skipped step %d: loss %s is not finite.", step, values["loss"])
 
     def close(self) -> None:
-        """Ends the bar's line."""
+        """Ends the progress bar."""
         self._bar.close()

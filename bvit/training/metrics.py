@@ -13,32 +13,32 @@ from tensorboardX.proto.api_pb2 import Status
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 from tensorboardX.proto.summary_pb2 import Summary
 
-# A line for each logged step of the training; one for each evaluation.
-METRICS_FILE, EVALUATIONS_FILE = "metrics.jsonl", "evaluations.jsonl"
-# How fast it goes; everything else is how well.
+from bvit.run import EVALUATIONS, METRICS, read_lines, whole
+
+# Metrics of the speed; all others are of the training itself.
 SPEEDS = ("images_per_s", "data_wait")
 
 
 class MetricsWriter:
-    """Writes scalars and pictures of one run; a resumed run goes on where its checkpoint is."""
+    """Writes scalars and images of one run; a resumed run goes on from its checkpoint."""
 
     def __init__(self, folder: Path | None, *, start_step: int = 0) -> None:
         """Opens the files, dropping what was logged after the step that the run starts from.
 
         Args:
           folder: the run directory; None writes nothing (the processes other than the first).
-          start_step: updates already done; a killed run may have logged some that were lost.
+          start_step: updates already done; a killed run may have logged later ones.
         """
         self._files: dict[str, IO[str]] = {}
         self._events: SummaryWriter | None = None
         if folder is None:
             return
-        for name in (METRICS_FILE, EVALUATIONS_FILE):
+        for name in (METRICS, EVALUATIONS):
             self._files[name] = _open_after(folder / name, start_step)
         try:
             self._events = SummaryWriter(
                 str(folder / "tensorboard"),
-                # TensorBoard then hides what earlier files say of the steps that come again.
+                # TensorBoard then hides later steps of earlier files.
                 purge_step=start_step + 1 if start_step else None,
                 filename_suffix=f".{start_step:09d}",
             )
@@ -50,7 +50,7 @@ class MetricsWriter:
 
         Floats keep their full precision; one that is not finite is null in the file.
         """
-        self._write(METRICS_FILE, step, values)
+        self._write(METRICS, step, values)
         groups = {name: "train_speed" if name in SPEEDS else "train" for name in values}
         self._draw(step, {f"{groups[name]}/{name}": value for name, value in values.items()})
 
@@ -59,10 +59,10 @@ class MetricsWriter:
 
         Args:
           step: updates done.
-          values: condition/policy → accuracy. Those of one condition are a group of curves; so are
-            those that differ in its number, as test_gaussian/1.5/keep.
+          values: condition/policy → accuracy. The curves of one condition are a group, and so are
+            those that differ only in its number, as test_gaussian/1.5/keep.
         """
-        self._write(EVALUATIONS_FILE, step, values)
+        self._write(EVALUATIONS, step, values)
         curves = {}
         for name, value in values.items():
             condition, _, policy = name.rpartition("/")
@@ -81,20 +81,20 @@ class MetricsWriter:
                 self._events.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Shows a picture, uint8 [h, w, 3], in TensorBoard."""
+        """Shows an image, uint8 [h, w, 3], in TensorBoard."""
         if self._events:
             self._events.add_image(name, image, step, dataformats="HWC")
 
     def hparams(self, name: str, settings: dict[str, Any]) -> None:
         """Puts a finished run into TensorBoard's HPARAMS tab.
 
-        Only the run itself is described, not what there is to compare: TensorBoard then looks for
-        that in all runs, and shows first the settings in which they differ.
+        No list of settings or metrics to compare is written: TensorBoard then collects them from
+        all runs, and shows the settings in which the runs differ first.
 
         Args:
-          name: what the run is called in the table.
-          settings: those that matter, without the seed: TensorBoard averages the curves' last
-            values over the runs that have the same name and settings.
+          name: of the run in the table.
+          settings: without the seed: TensorBoard averages the last values of the curves over runs
+            of the same name and settings.
         """
         if not self._events:
             return
@@ -125,25 +125,9 @@ class MetricsWriter:
             self._events.close()
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; a last one cut short by a kill is left out."""
-    return _read(folder / METRICS_FILE)
-
-
 def _open_after(path: Path, step: int) -> IO[str]:
     """Opens a file to add lines to, without those of later steps."""
-    kept = [line for line in _read(path) if line["step"] <= step]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    partial.replace(path)
+    kept = [line for line in read_lines(path) if line["step"] <= step]
+    with whole(path) as partial:
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
     return path.open("a", buffering=1)  # a line is on disk once it is written
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else ():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines

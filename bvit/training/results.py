@@ -5,142 +5,85 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from jaxtyping import Array
 
-from bvit import answers, distributed, sharding
 from bvit import config as config_lib
-from bvit import experiment as setup
-from bvit.evaluation import evaluator as evaluate
-from bvit.evaluation import imagenet_c
-from bvit.evaluation import rows as report
+from bvit import experiment as experiment_lib
+from bvit import sharding
+from bvit.evaluation import evaluate, imagenet_c
 from bvit.evaluation.evaluator import Evaluator
-from bvit.report import comparison, lineage, plots
-from bvit.report import overlays as pictures
-from bvit.run_directory import RunDirectory, write_json
-from bvit.studies import deblurring, deblurring_report
-from bvit.tokens import Keep
-from bvit.training.metrics import MetricsWriter, read_metrics
+from bvit.evaluation.rows import Row, make_rows, policy_label
+from bvit.experiment import Experiment
+from bvit.report import comparison, overlays, plots
+from bvit.run import Run, ancestors
+from bvit.tokens.inputs import SHOW_EVERYTHING, shown_levels
+from bvit.training.metrics import MetricsWriter
 from bvit.training.state import TrainState
 
-SAMPLES = 6  # test pictures that are shown with what the policies do to them
+SAMPLES = 6  # test images that are shown with what the policies do to them
 
 
-def show_samples(
-    experiment: setup.Experiment, state: TrainState, writer: MetricsWriter, folder: Path
-) -> None:
-    """Draws a few test images under each condition, and what each policy shows of them.
-
-    All processes take part; the first one draws.
-    """
-    mesh, hyper = experiment.mesh, experiment.recipes[0]
-    batch = setup.sample_batch(experiment, SAMPLES)
-    count = len(batch["index"])
-    padded = count + -count % sharding.batch_shares(mesh)
-    image, index = (
-        sharding.put_whole(np.resize(batch[name], (padded, *batch[name].shape[1:])), mesh)
-        for name in ("image", "index")
-    )
+def show_samples(experiment: Experiment, writer: MetricsWriter, folder: Path) -> None:
+    """Draws a few test images under each condition, and what each policy does with them."""
+    batch = experiment_lib.sample_batch(experiment, SAMPLES)
+    one_device = sharding.make_mesh(devices=jax.local_devices()[:1])
+    keys = jax.random.split(jax.random.key(experiment.config.seed), len(batch["index"]))
     for name in experiment.conditions:
-        pixels = evaluate.make_corrupt(name, seed=experiment.config.seed, mesh=mesh)(image, index)
-        where = {
-            policy.label: _on_host(
-                evaluate.make_shown(
-                    experiment.model,
-                    policy,
-                    mean=hyper.mean,
-                    std=hyper.std,
-                    seed=experiment.config.seed,
-                )(state.eval_variables, pixels, index)
-            )[:count]
+        corrupt = evaluate.make_corrupt(name, seed=experiment.config.seed, mesh=one_device)
+        image = corrupt(batch["image"], batch["index"])
+        levels = {
+            policy.label: np.asarray(shown_levels(image, policy, keys=keys))
             for policy in experiment.policies
-            if policy != Keep()
+            if policy.name not in SHOW_EVERYTHING
         }
-        pixels = _on_host(pixels)[:count]
-        if distributed.is_main():
-            figure = pictures.sheet(pixels, where)
-            writer.image(int(state.step), f"samples/{name}", plots.pixels(figure))
-            figure.savefig(folder / f"samples_{name.replace(':', '_')}.png", dpi=100)
-
-
-def _on_host(array: Array) -> np.ndarray:
-    return multihost_utils.process_allgather(array, tiled=True)
+        figure = overlays.sheet(np.asarray(image), levels)
+        writer.image(0, f"samples/{name}", plots.pixels(figure))
+        figure.savefig(folder / f"samples_{name.replace(':', '_')}.png", dpi=100)
 
 
 def gather(
-    experiment: setup.Experiment,
+    experiment: Experiment,
     state: TrainState,
     evaluator: Evaluator,
-    outcomes: list[evaluate.EvalResult],
+    outcomes: list[evaluate.Outcome],
 ) -> dict[str, Any]:
-    """Sums up what the evaluator found of the trained state: what `results.json` will hold."""
+    """The contents of `results.json`, from what the evaluator found for the trained state."""
     evaluator.measure(state.eval_variables)
-    rows = report.make_rows(outcomes, evaluator.costs)
+    rows = make_rows(outcomes, evaluator.costs)
     return {
         "rows": rows,
         "imagenet_c": imagenet_c.summarize(rows),
-        "deblurring": _deblurring(experiment, state, outcomes),
         "step": int(state.step),
         "seed": experiment.config.seed,
-        "parameters": setup.num_parameters(state.params),
+        "parameters": state.num_parameters,
         "devices": [device.device_kind for device in jax.devices()],
-        "baselines": setup.baselines(experiment),
+        "baselines": experiment_lib.baselines(experiment),
         "config": config_lib.to_dict(experiment.config),
-        "ancestors": lineage.read(experiment.config.init_from),
+        "ancestors": ancestors(experiment.config.init_from),
     }
-
-
-def _deblurring(
-    experiment: setup.Experiment, state: TrainState, outcomes: list[evaluate.EvalResult]
-) -> list[deblurring.Row]:
-    """What deblurring changes under the first policy; [] if no condition deblurs."""
-    if not deblurring.methods(experiment.conditions):
-        return []
-    policy, recipe = experiment.policies[0], experiment.recipes[0]
-    with setup.test_batches(experiment) as batches:
-        batch = evaluate.put_batch(next(batches), experiment.mesh)
-    costs = deblurring.measure(
-        experiment.model,
-        state.eval_variables,
-        batch,
-        experiment.conditions,
-        policy,
-        mean=recipe.mean,
-        std=recipe.std,
-        seed=recipe.seed,
-        mesh=experiment.mesh,
-    )
-    return deblurring.make_rows([one for one in outcomes if one.policy == policy], costs)
 
 
 def write(
     results: dict[str, Any],
-    outcomes: list[evaluate.EvalResult],
-    run: RunDirectory,
+    outcomes: list[evaluate.Outcome],
+    run: Run,
     writer: MetricsWriter,
 ) -> None:
-    """Writes curves, figures, the answers to each picture, and last `results.json`.
+    """Writes curves, figures, the answers to each image, and last `results.json`.
 
-    That `results.json` exists says that the run is finished.
+    A run that has `results.json` is finished.
     """
     writer.accuracies(results["step"], curves(results["rows"]))
-    _describe(comparison.Run(run.path.name, results), writer)
-    figures = plots.draw({"": results["rows"]}, {"": [read_metrics(run.path)]})
-    if results["deblurring"]:
-        figures["deblurring"] = deblurring_report.draw({"": results})
-    for name, figure in figures.items():
+    settings = config_lib.complete(results["config"])
+    name = f"{settings['model.name']}, {comparison.trained_on(settings)}"
+    folder = Path(settings["data.dir"]).name  # the rest of the path differs between machines
+    writer.hparams(name, comparison.telling_apart(settings) | {"data.dir": folder})
+    for name, figure in plots.draw({"": results["rows"]}, {"": [run.metrics]}).items():
         figure.savefig(run.figures / f"{name}.png", dpi=150)
         writer.image(results["step"], f"figures/{name}", plots.pixels(figure))
-    answers.write(run.path, outcomes)
-    write_json(run.results, results)
+    run.write_answers(outcomes)
+    run.write_results(results)
 
 
-def _describe(run: comparison.Run, writer: MetricsWriter) -> None:
-    folder = Path(run.settings["data.dir"]).name  # of a path, what is worth reading
-    settings = comparison.telling_apart(run.settings) | {"data.dir": folder}
-    writer.hparams(f"{run.settings['model.name']}, {run.trained_on}", settings)
-
-
-def curves(rows: list[report.Row]) -> dict[str, float]:
+def curves(rows: list[Row]) -> dict[str, float]:
     """Accuracy as points on curves, one for each condition and policy."""
-    return {f"{row['condition']}/{report.policy_label(row)}": row["top1"] for row in rows}
+    return {f"{row['condition']}/{policy_label(row)}": row["top1"] for row in rows}

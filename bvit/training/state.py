@@ -32,6 +32,11 @@ class TrainState:
         params = self.params if self.ema_params is None else self.ema_params
         return {"params": params, **self.model_state}
 
+    @property
+    def num_parameters(self) -> int:
+        """Size of the model."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
 
 def create_state(
     key: Array,
@@ -48,8 +53,8 @@ def create_state(
       key: PRNG key of the initialisation.
       variables: published weights to start from; None draws new ones.
       model: a model of `bvit.models.create`.
-      optimizer: of `make_optimizer`.
-      image_size: side of the (square) training pictures, in pixels.
+      optimizer: of `bvit.optimizer.make_optimizer`.
+      image_size: side of the (square) training images, in pixels.
       ema: keep a moving average of the parameters.
     """
     if variables is None:

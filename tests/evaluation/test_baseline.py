@@ -64,6 +64,6 @@ def test_nothing_to_test():
         (np.zeros((1, 4, 4, 3), np.uint8), [0], np.zeros((1, 4, 4, 1), np.uint8), "3 and 1"),
     ],
 )
-def test_wrong_input_is_told(train, labels, test, message):
+def test_wrong_input_is_an_error(train, labels, test, message):
     with pytest.raises(ValueError, match=message):
         histogram_nearest_neighbour(train, np.array(labels, np.int64), test)

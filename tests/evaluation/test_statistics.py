@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bvit.evaluation.statistics import paired_difference, t95, t_interval, wilson_interval
+from bvit.evaluation.statistics import paired_difference, t_interval, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_agreement_narrows_a_paired_interval():
     assert high - low > 0.06
 
 
-def test_equal_outcomes_leave_some_doubt():
+def test_equal_answers_leave_some_doubt():
     right = np.ones(10, bool)
     difference, (low, high) = paired_difference(right, right)
     assert difference == 0 and low < 0 < high
@@ -52,12 +52,12 @@ def seeds_of_two_models(rng, seeds, n):
     return (easy | (rng.random((seeds, n)) < rate) for rate in (0.25, 0.15))
 
 
-def test_the_interval_over_seeds_is_that_of_each_pictures_mean():
+def test_the_interval_over_seeds_is_that_of_each_images_mean():
     a, b = seeds_of_two_models(np.random.default_rng(2), seeds=3, n=200)
     means = [np.mean([p[s] * 1.0 - p[3 + s] for s in range(3)]) for p in zip(*a, *b, strict=True)]
     difference, interval = paired_difference(a, b)
     assert difference == pytest.approx(a.mean() - b.mean())
-    # The two added pictures: half a one with a difference of 1, half with −1, one with 0.
+    # The two added images: half a one with a difference of 1, half with −1, one with 0.
     values, weights = [*means, 1, -1, 0], [*[2] * 200, 1, 1, 2]
     middle = np.average(values, weights=weights)
     error = np.sqrt(np.cov(values, fweights=weights, ddof=0) / 202)
@@ -65,7 +65,7 @@ def test_the_interval_over_seeds_is_that_of_each_pictures_mean():
     np.testing.assert_allclose(interval, difference + np.array([-1.96, 1.96]) * error, atol=2e-3)
 
 
-def test_a_seed_that_is_told_twice_changes_nothing_and_another_narrows_the_interval():
+def test_a_seed_that_is_given_twice_changes_nothing_and_another_narrows_the_interval():
     a, b = seeds_of_two_models(np.random.default_rng(3), seeds=2, n=500)
     once = paired_difference(a[0], b[0])
     twice = paired_difference(a[[0, 0]], b[[0, 0]])
@@ -80,8 +80,8 @@ def test_intervals_of_several_seeds_cover_the_truth_as_often_as_they_say():
     assert 930 <= sum(low <= 0.04 <= high for low, high in intervals) <= 970
 
 
-def test_different_pictures_cannot_be_paired():
-    with pytest.raises(ValueError, match="same pictures"):
+def test_different_images_cannot_be_paired():
+    with pytest.raises(ValueError, match="same images"):
         paired_difference(np.ones(3, bool), np.ones(4, bool))
 
 
@@ -89,8 +89,11 @@ def test_different_pictures_cannot_be_paired():
     "freedom, quantile",  # scipy.stats.t.ppf(0.975, freedom)
     [(1, 12.70620), (3, 3.18245), (10, 2.22814), (11, 2.20099), (20, 2.08596), (1000, 1.96234)],
 )
-def test_quantiles_of_students_t(freedom, quantile):
-    np.testing.assert_allclose(t95(freedom), quantile, rtol=2e-4)
+def test_a_mean_of_seeds_has_the_interval_of_students_t(freedom, quantile):
+    values = np.arange(freedom + 1) * 1.0
+    error = values.std(ddof=1) / np.sqrt(freedom + 1)
+    mean, interval = t_interval(values)
+    np.testing.assert_allclose(interval, mean + np.array([-1, 1]) * quantile * error, rtol=2e-4)
 
 
 def test_t_interval_is_that_of_scipy():

@@ -16,8 +16,8 @@ from bvit.image.deblur import (
     richardson_lucy,
     wiener,
 )
+from bvit.image.fourier import convolve
 from bvit.image.kernels import gaussian_kernel, motion_kernel
-from bvit.image.per_image_kernels import convolve
 
 PHOTOS = np.stack(
     [

@@ -4,17 +4,18 @@ import json
 import re
 import statistics
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bvit import answers
-from bvit.evaluation.evaluator import EvalResult
+from bvit.evaluation.evaluate import Outcome
 from bvit.report import __main__ as report
 from bvit.report import paper, plots
-from bvit.report.comparison import Run, group
+from bvit.report.comparison import group
 from bvit.report.tables import NOT_RUN
-from bvit.tokens import parse
+from bvit.run import Run
+from bvit.tokens.inputs import Policy
 
 
 def result(model, *, condition="mix", init_from="", steps=10, seed=0, rows=(), **train):
@@ -51,7 +52,10 @@ def make_row(condition, policy, top1, budget=None):
 
 
 def cells(table, results):
-    groups = group([Run("run", found) for found in results])
+    runs = [Run(Path("run")) for _ in results]
+    for run, found in zip(runs, results, strict=True):
+        run.results = found
+    groups = group(runs)
     return {line[0]: line[1:] for line in paper.lines(table, groups)[1:]}
 
 
@@ -89,7 +93,7 @@ def test_table_5_compares_keeping_with_zeroing_by_the_threshold():
     assert line == ["58.04", "60.00 [57.0, 63.0]", "51.75", "50.00 [47.0, 53.0]"]
 
 
-def test_seeds_share_a_cell_and_other_settings_are_told_apart():
+def test_seeds_share_a_cell_and_other_settings_are_kept_apart():
     seeds = [result("vgg19", seed=s, rows=[("blur", "keep", 0.5 + s / 50)]) for s in range(3)]
     # 52 ± 4.303 × 2 / √3
     assert cells(paper.TABLES[2], seeds)["vgg19"][3] == "52.00 [47.0, 57.0] (3 seeds)"
@@ -133,11 +137,11 @@ def parse_csv(text):
 
 
 class Cells(HTMLParser):
-    """The tables and pictures of a page."""
+    """The tables and images of a page."""
 
     def __init__(self, text):
         super().__init__()
-        self.tables, self.pictures, self.links, self.text = [], [], [], None
+        self.tables, self.images, self.links, self.text = [], [], [], None
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -148,7 +152,7 @@ class Cells(HTMLParser):
         elif tag in ("td", "th"):
             self.text = ""
         elif tag == "img":
-            self.pictures.append(dict(attributes)["src"])
+            self.images.append(dict(attributes)["src"])
         self.links += [value for name, value in attributes if name in ("href", "src")]
 
     def handle_data(self, data):
@@ -168,7 +172,7 @@ def test_all_formats_hold_the_same_cells(runs, call, tmp_path):
     comma = parse_csv(call(*paths, "--format=csv").out)
     markdown = call(*paths).out
     assert page.tables == list(comma.values())
-    assert len(page.pictures) == 4
+    assert len(page.images) == 4
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     for lines in comma.values():
         for line in lines:
@@ -195,10 +199,10 @@ def test_only_what_differs_is_shown_and_seeds_are_averaged(runs, call):
     assert row[-1] == "2 seeds"
 
 
-def test_a_single_seed_has_its_interval_over_pictures(runs, call):
+def test_a_single_seed_has_its_interval_over_images(runs, call):
     row = parse_csv(call(runs / "mix0", "--format=csv").out)["Results"][1]
     assert row[0] == "gaussian:0" and row[3:5] == ["70.00", "[67.0, 73.0]"]
-    assert row[-1] == "1000 pictures"
+    assert row[-1] == "1000 images"
 
 
 def test_the_matrix_has_a_row_for_what_differs_and_a_column_for_a_condition(runs, call):
@@ -214,12 +218,14 @@ def test_the_matrix_has_a_row_for_what_differs_and_a_column_for_a_condition(runs
 
 @pytest.fixture(scope="module")
 def answered(runs):
-    """The same runs, with answers: under keep mix is right on 6 of 10 pictures, blur on 5."""
+    """The same runs, with answers: under keep mix is right on 6 of 10 images, blur on 5."""
     for path in runs.iterdir():
-        policies = {parse("keep"): 6 if "mix" in path.name else 5, parse("drop:8"): 4}
+        policies = {Policy("keep"): 6 if "mix" in path.name else 5, Policy("drop", budget=8): 4}
         ranks = {policy: np.arange(1000) % 10 >= right for policy, right in policies.items()}
         index = np.arange(1000)
-        answers.write(path, [EvalResult("region", policy, index, r) for policy, r in ranks.items()])
+        Run(path).write_answers(
+            [Outcome("region", policy, index, r) for policy, r in ranks.items()]
+        )
     return runs
 
 
@@ -230,7 +236,7 @@ def test_runs_are_paired_with_a_baseline_in_all_formats(answered, call, tmp_path
     assert list(tables)[:3] == ["Runs", "Results", title]
     lines = tables[title]
     keep = ["region", "keep", "60.00", "+10.00", "[+8.1, +11.8]", "0: +10.00, 1: +10.00"]
-    assert lines[1] == [*keep, "1000 pictures"]
+    assert lines[1] == [*keep, "1000 images"]
     assert lines[2][:4] == ["region", "drop:8", "40.00", "-10.00"]
     assert lines[0][3] == "vs baseline's keep"
     call(*mixed, f"--to={tmp_path / 'report.html'}")
@@ -262,7 +268,7 @@ def test_each_group_and_policy_is_a_line_of_its_own():
     assert "tradeoff" not in plots.draw({"": rows[2:]}, {"": []})
 
 
-def test_what_is_no_finished_run_is_told_and_the_others_are_reported(runs, tmp_path, call, capsys):
+def test_what_is_no_finished_run_is_named_and_the_others_are_reported(runs, tmp_path, call, capsys):
     begun, damaged, file = tmp_path / "begun", tmp_path / "damaged", tmp_path / "a.log"
     for folder in (begun, damaged):
         folder.mkdir()
@@ -273,11 +279,11 @@ def test_what_is_no_finished_run_is_told_and_the_others_are_reported(runs, tmp_p
     lacking = [json.dumps({k: v for k, v in whole.items() if k != key}) for key in whole]
     for content in ("{", "[]", *lacking):
         (damaged / "results.json").write_text(content)
-        told = call(runs / "mix0", begun, damaged, file, tmp_path)
-        assert "not finished (it has logged step 30)" in told.err
-        assert "damaged" in told.err and "a.log is no run" in told.err
-        assert len(told.err.splitlines()) == 4
-        assert "### Left out" in told.out and "70.00" in told.out
+        printed = call(runs / "mix0", begun, damaged, file, tmp_path)
+        assert "not finished (it has logged step 30)" in printed.err
+        assert "damaged" in printed.err and "a.log is no run" in printed.err
+        assert len(printed.err.splitlines()) == 4
+        assert "### Left out" in printed.out and "70.00" in printed.out
     with pytest.raises(SystemExit) as stop:
         call(begun)
     assert stop.value.code == 2
@@ -295,9 +301,9 @@ def test_what_is_no_finished_run_is_told_and_the_others_are_reported(runs, tmp_p
         (["--against=nowhere"], "nowhere is no run directory"),
     ],
 )
-def test_wrong_arguments_are_told_in_a_line(runs, call, capsys, arguments, message):
+def test_wrong_arguments_are_an_error_of_one_line(runs, call, capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
         call(*arguments, *([runs / "mix0"] if arguments else []))
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert stop.value.code == 2
-    assert message in told and told.startswith("bvit: ") and len(told.splitlines()) == 1
+    assert message in printed and printed.startswith("bvit: ") and len(printed.splitlines()) == 1

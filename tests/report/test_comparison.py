@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 
 from bvit.report import comparison
-from bvit.report.comparison import MANY_COLUMNS, Run, group
+from bvit.report.comparison import MANY_COLUMNS, group
+from bvit.run import Run
 
 
 def make_run(name="run", seed=0, top1=0.5, difference=None, **settings):
@@ -20,7 +23,9 @@ def make_run(name="run", seed=0, top1=0.5, difference=None, **settings):
         "images_per_s": 1.0,
     }
     config = {"seed": seed, "model": {"name": "vit"}, **settings}
-    return Run(name, {"config": config, "seed": seed, "step": 1, "rows": [row]})
+    run = Run(Path(name))
+    run.results = {"config": config, "seed": seed, "step": 1, "rows": [row]}
+    return run
 
 
 def test_how_a_run_was_computed_and_tested_tells_no_runs_apart():

@@ -1,8 +1,5 @@
-import json
-
 import pytest
 
-from bvit.report import lineage
 from bvit.report.lineage import Start, names
 
 
@@ -54,18 +51,3 @@ def test_a_seed_is_not_taken_for_two_starts_at_once():
     first, second, third = starts(("a", 0, [0]), ("b", 0, [1]), ("c", 1, [1]))
     assert names([first, second, third]) == ["a …", "b", "a …"]
     assert names([third, second, first]) == ["c …", "c …", "a"]
-
-
-def test_the_runs_before_one_are_read_as_far_as_they_go(tmp_path):
-    chain = {"tuned": "base", "base": "w.npz", "round": "round"}
-    for name, before in chain.items():
-        config = {"seed": 3, "init_from": str(tmp_path / before)}
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps(config))
-
-    def found(name):
-        return [config["init_from"] for config in lineage.read(str(tmp_path / name))]
-
-    assert found("tuned") == [str(tmp_path / "base"), str(tmp_path / "w.npz")]
-    assert found("round") == [str(tmp_path / "round")]
-    assert found("w.npz") == lineage.read("") == []

@@ -3,14 +3,14 @@ import re
 import numpy as np
 import pytest
 
-from bvit import answers
-from bvit.evaluation.evaluator import EvalResult
+from bvit.evaluation.evaluate import Outcome
 from bvit.report import pairing
-from bvit.report.comparison import Run, group
-from bvit.tokens import parse
+from bvit.report.comparison import group
+from bvit.run import Run
+from bvit.tokens.inputs import Policy
 
-PICTURES = 400
-KEEP, MERGE = parse("keep"), parse("merge:7")
+IMAGES = 400
+KEEP, MERGE = Policy("keep"), Policy("merge", budget=7)
 
 
 @pytest.fixture
@@ -18,15 +18,16 @@ def make_run(tmp_path):
     """Makes a run directory with answers, some of them right; `cells`: None keeps no answers."""
 
     def make(name, seed=0, cells=(("blur", KEEP), ("blur", MERGE)), index=None, **settings):
-        index = np.arange(PICTURES) if index is None else index
+        index = np.arange(IMAGES) if index is None else index
         rng = np.random.default_rng([seed, *name.encode()])
-        (tmp_path / name).mkdir()
+        run = Run(tmp_path / name)
+        run.path.mkdir()
         if cells is not None:
-            outcomes = [EvalResult(*cell, index, rng.integers(0, 3, len(index))) for cell in cells]
-            answers.write(tmp_path / name, outcomes)
+            outcomes = [Outcome(*cell, index, rng.integers(0, 3, len(index))) for cell in cells]
+            run.write_answers(outcomes)
         config = {"seed": seed, "model": {"name": "vit"}, **settings}
-        results = {"config": config, "seed": seed, "step": 1, "rows": []}
-        return Run(name, results, path=tmp_path / name)
+        run.results = {"config": config, "seed": seed, "step": 1, "rows": []}
+        return run
 
     return make
 
@@ -37,20 +38,20 @@ def compare(runs, against, policy="keep"):
 
 
 def right(run, condition, policy):
-    return [int(rank == 0) for rank in answers.read(run.path).ranks[condition, policy]]
+    return [int(rank == 0) for rank in run.answers.ranks[condition, policy]]
 
 
 def by_hand(ours, theirs):
-    """The mean difference and its 95 % interval, in a loop over pictures: [seeds][pictures]."""
+    """The mean difference and its 95 % interval, in a loop over images: [seeds][pictures]."""
     seeds = len(ours)
-    each = [sum(ours[s][i] - theirs[s][i] for s in range(seeds)) / seeds for i in range(PICTURES)]
-    mean = sum(each) / PICTURES
-    variance = sum((value - mean) ** 2 for value in each) / (PICTURES - 1)
-    half = 1.96 * (variance / PICTURES) ** 0.5
+    each = [sum(ours[s][i] - theirs[s][i] for s in range(seeds)) / seeds for i in range(IMAGES)]
+    mean = sum(each) / IMAGES
+    variance = sum((value - mean) ** 2 for value in each) / (IMAGES - 1)
+    half = 1.96 * (variance / IMAGES) ** 0.5
     return mean, [mean - half, mean + half]
 
 
-def test_runs_meet_the_baseline_of_their_seed_on_the_same_pictures(make_run):
+def test_runs_meet_the_baseline_of_their_seed_on_the_same_images(make_run):
     runs = [make_run(f"run{seed}", seed) for seed in (2, 0, 1)]
     against = [make_run(f"base{seed}", seed) for seed in (0, 1, 2, 3)]
     found = compare(runs, against)
@@ -63,8 +64,8 @@ def test_runs_meet_the_baseline_of_their_seed_on_the_same_pictures(make_run):
         theirs = {run.results["seed"]: right(run, "blur", "keep") for run in against}
         mean, interval = by_hand([ours[s] for s in range(3)], [theirs[s] for s in range(3)])
         assert row["top1"] == pytest.approx(np.mean(list(ours.values())))
-        assert row["difference"] == pytest.approx(mean) and row["n"] == PICTURES
-        # Two added pictures move it by less than half a point.
+        assert row["difference"] == pytest.approx(mean) and row["n"] == IMAGES
+        # Two added images move it by less than half a point.
         np.testing.assert_allclose(row["difference_ci95"], interval, atol=2e-3)
         assert list(row["by_seed"]) == [0, 1, 2]
         for seed, difference in row["by_seed"].items():
@@ -109,9 +110,9 @@ def test_evaluations_of_trained_runs_stand_for_these_on_both_sides(make_run):
         ({"cells": None}, {}, r"run holds no answers\.npz.*--config\.train\.steps=0\.$"),
         ({}, {"cells": None}, r"base holds no answers\.npz"),
         ({"seed": 4}, {"seed": 5}, "run has the seed 4, .* the baseline has 5: give --against"),
-        ({}, {"index": np.arange(PICTURES) * 2}, "run and base .* same pictures: 400 of their"),
+        ({}, {"index": np.arange(IMAGES) * 2}, "run and base .* same images: 400 of their"),
         ({"index": np.arange(9)}, {}, "391 of their 9 and 400 were tested by only one"),
-        ({"data": {"image_size": 32}}, {}, "pictures: data.image_size is 32 and 64"),
+        ({"data": {"image_size": 32}}, {}, "images: data.image_size is 32 and 64"),
         ({"data": {"dir": "/a/cats"}}, {"data": {"dir": "/a/dogs"}}, "data.dir is 'cats' and 'dog"),
         (
             {},
@@ -121,23 +122,23 @@ def test_evaluations_of_trained_runs_stand_for_these_on_both_sides(make_run):
         ({}, {"cells": [("blur", MERGE)]}, "on blur under keep, but on blur under merge:7: choose"),
     ],
 )
-def test_what_cannot_be_paired_is_told_in_a_line(make_run, ours, theirs, message):
+def test_what_cannot_be_paired_is_an_error_of_one_line(make_run, ours, theirs, message):
     runs = [make_run("run", **ours)], [make_run("base", **theirs)]
     with pytest.raises(ValueError, match=message) as error:
         compare(*runs)
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_of_pictures_may_be_elsewhere(make_run):
+def test_a_folder_of_images_may_be_elsewhere(make_run):
     data = [{"dir": "/there/cats", "name": "folder"}, {"dir": "cats", "name": "folder"}]
     run, base = make_run("run", data=data[0]), make_run("base", data=data[1])
     assert len(compare([run], [base])) == 2
 
 
-def test_seeds_of_a_group_must_be_tested_on_the_same_pictures_too(make_run):
+def test_seeds_of_a_group_must_be_tested_on_the_same_images_too(make_run):
     runs = [make_run(f"run{s}", s, index=np.arange(s, s + 50)) for s in (0, 1)]
     against = [make_run(f"base{s}", s, index=np.arange(s, s + 50)) for s in (0, 1)]
-    with pytest.raises(ValueError, match="run0 and run1 were not tested on the same pictures: 2 "):
+    with pytest.raises(ValueError, match="run0 and run1 were not tested on the same images: 2 "):
         compare(runs, against)
 
 
@@ -163,4 +164,4 @@ def test_the_table_has_groups_side_by_side(make_run):
     low, high = (float(bound) for bound in re.findall(r"[+-][\d.]+", lines[0][5]))
     assert low < 100 * row["difference"] < high
     assert lines[0][6] == ", ".join(f"{s}: {100 * d:+.2f}" for s, d in row["by_seed"].items())
-    assert lines[0][7] == "400 pictures"
+    assert lines[0][7] == "400 images"

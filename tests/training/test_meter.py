@@ -3,8 +3,9 @@ import numpy as np
 import optax
 import pytest
 
+from bvit.run import Run
 from bvit.training.meter import Meter, NonFiniteLossError
-from bvit.training.metrics import MetricsWriter, read_metrics
+from bvit.training.metrics import MetricsWriter
 
 
 def make_meter(folder, *, skip_nonfinite=0, log_every=2):
@@ -34,7 +35,7 @@ def test_every_so_many_steps_there_is_a_line(tmp_path):
     for step in range(1, 6):
         assert meter.read(step, metrics(1 / (step + 2))) == 0
     meter.close()
-    lines = read_metrics(tmp_path)
+    lines = Run(tmp_path).metrics
     assert [line["step"] for line in lines] == [2, 4]
     # The loss to its last bit; the rate that was used for the step: that of the count before it.
     assert lines[0]["loss"] == float(np.float32(0.25))
@@ -56,7 +57,7 @@ def test_so_many_in_a_row_may_be_skipped(tmp_path):
     with pytest.raises(NonFiniteLossError, match="at step 6 "):
         meter.read(6, metrics(jnp.nan))
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
-    assert [line["loss"] for line in read_metrics(tmp_path)] == [None, None]
+    assert [line["loss"] for line in Run(tmp_path).metrics] == [None, None]
 
 
 def test_a_signal_is_handed_on(tmp_path):

@@ -8,7 +8,8 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
-from bvit.training.metrics import MetricsWriter, read_metrics
+from bvit.run import Run
+from bvit.training.metrics import MetricsWriter
 
 
 def curves(folder):
@@ -23,7 +24,7 @@ def test_lines_and_curves_hold_the_same_numbers(tmp_path):
     writer.scalars(1, {"loss": loss})
     writer.accuracies(2, {"sharp/keep": 0.5})
     writer.close()
-    assert read_metrics(tmp_path) == [{"step": 1, "loss": loss}]
+    assert Run(tmp_path).metrics == [{"step": 1, "loss": loss}]
     evaluated = json.loads((tmp_path / "evaluations.jsonl").read_text())
     assert evaluated == {"step": 2, "sharp/keep": 0.5}
     [event] = curves(tmp_path).Scalars("train/loss")
@@ -56,7 +57,7 @@ def test_a_resumed_run_drops_what_its_checkpoint_does_not_hold(tmp_path):
     writer = MetricsWriter(tmp_path, start_step=2)
     writer.scalars(3, {"loss": 30.0})
     writer.close()
-    assert [line["loss"] for line in read_metrics(tmp_path)] == [1.0, 2.0, 30.0]
+    assert [line["loss"] for line in Run(tmp_path).metrics] == [1.0, 2.0, 30.0]
     assert (tmp_path / "evaluations.jsonl").read_text().count("\n") == 2
     assert [e.value for e in curves(tmp_path).Scalars("train/loss")] == [1.0, 2.0, 30.0]
 
@@ -79,7 +80,7 @@ def test_curves_that_cannot_be_written_do_not_stop_the_run(tmp_path):
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": 1.0}
 
 
-def test_pictures_reach_tensorboard(tmp_path):
+def test_images_reach_tensorboard(tmp_path):
     writer = MetricsWriter(tmp_path)
     writer.image(3, "samples/blur", np.zeros((4, 4, 3), np.uint8))
     writer.close()

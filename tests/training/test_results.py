@@ -1,9 +1,9 @@
-"""The pictures of a run."""
+"""The images that a run draws."""
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from bvit import experiment as setup
+from bvit.experiment import prepare
 from bvit.training import results
 from configs.vit_mask import get_config
 
@@ -23,8 +23,8 @@ def test_samples_have_a_row_for_each_policy_that_hides_something(monkeypatch, tm
         drawn.append(levels)
         return Figure()
 
-    monkeypatch.setattr(results.pictures, "sheet", sheet)
-    results.show_samples(setup.prepare(config), Writer(), tmp_path)
+    monkeypatch.setattr(results.overlays, "sheet", sheet)
+    results.show_samples(prepare(config), Writer(), tmp_path)
     (levels,) = drawn
     assert list(levels) == ["drop:32", "merge:31"]
     assert all(np.any(level) for level in levels.values())

@@ -1,13 +1,16 @@
-"""A report as one HTML file that needs nothing else: style, tables and plots are in it."""
+"""A report as text: tables in Markdown or CSV, or one HTML file with style and plots in it."""
 
 import base64
+import csv
 import html
 import io
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-Table = tuple[str, Sequence[Sequence[str]]]
+from bvit.evaluation.rows import align
+
+Table = tuple[str, Sequence[Sequence[str]]]  # Its title, and its cells with the header first.
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem;
@@ -21,20 +24,36 @@ th { border-bottom: 2px solid #888; background: #f6f6f6; }
 tbody tr:hover { background: #f2f7ff; }
 img { max-width: 100%; }
 """
-# Twice of what a screen shows of an inch: sharp where pixels are dense.
+# Images are shown at half their size, so that they are sharp on screens with dense pixels.
 DOTS_PER_INCH = 150
 
 
-def render(title: str, tables: Sequence[Table], figures: Mapping[str, Figure]) -> str:
-    """The page.
+def as_markdown(tables: Sequence[Table]) -> str:
+    """The tables under headings."""
+    return "\n\n".join(f"### {title}\n\n{align(lines)}" for title, lines in tables)
+
+
+def as_csv(tables: Sequence[Table]) -> str:
+    """The tables, each after a line with its title; an empty line is between them."""
+    return "\n\n".join(_comma_separated([[title], *lines]) for title, lines in tables)
+
+
+def _comma_separated(lines: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue().rstrip()
+
+
+def as_html(title: str, tables: Sequence[Table], figures: Mapping[str, Figure]) -> str:
+    """The whole page.
 
     Args:
       title: its heading.
-      tables: title and cells, header first.
+      tables: in their order.
       figures: title → plot, shown after the first table.
     """
     plots = [f"<h2>{html.escape(name)}</h2>\n{_image(name, one)}" for name, one in figures.items()]
-    parts = [_table(*one) for one in tables]
+    parts = [_html_table(*one) for one in tables]
     body = "\n".join([*parts[:1], *plots, *parts[1:]])
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -43,7 +62,7 @@ def render(title: str, tables: Sequence[Table], figures: Mapping[str, Figure]) -
     )
 
 
-def _table(title: str, lines: Sequence[Sequence[str]]) -> str:
+def _html_table(title: str, lines: Sequence[Sequence[str]]) -> str:
     head, *rows = (
         "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in line)
         for tag, line in zip(["th", *["td"] * len(lines)], lines, strict=False)

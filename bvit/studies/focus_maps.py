@@ -1,9 +1,9 @@
-"""A picture of where the focus scores differ: python -m bvit.studies.score_maps --to=scores.png
+"""Draws where the focus measures differ: python -m bvit.studies.focus_maps [PHOTOS …] --to=FILE
 
-PICTURES are files, folders or patterns; without any, photographs in scikit-image's package are
-taken, in grey. The right half of each is blurred and a flat wall put into the lower left, once
-without and once with a sensor's noise. Beside it stands what each score says of every patch: blue
-is above its threshold, and so sharp, red is below.
+PHOTOS are files, folders or patterns. The default is two of the grey photographs in scikit-image's
+package. The right half of each is blurred and a flat wall put into the lower left, once without and
+once with sensor noise. Beside it is a map of each focus measure: a patch above the measure's
+threshold is blue, and so sharp; one below is red.
 """
 
 import sys
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
@@ -19,24 +18,24 @@ from matplotlib.figure import Figure
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.image.blur import gaussian_blur
 from bvit.image.focus import WHITE
+from bvit.image.focus_measures import FOCUS_MEASURES, THRESHOLDS
 from bvit.image.noise import sensor_noise
-from bvit.image.scores import SCORES, THRESHOLDS
-from bvit.studies.focus_measures import SIDE, load
+from bvit.studies.focus_benchmark import SIDE, load
 
 SIGMA = 3.0
 # Grey levels of 255: none, and what a small sensor adds in a dim room.
 NOISES = (0.0, 5.0)
 WALL = 0.6
-# Of the embedded photographs, these show the difference; more would be smaller.
-EMBEDDED = 2
-# A score this many times its threshold, or as small a part of it, has the full colour.
+# More photographs would be drawn smaller.
+MOST = 2
+# So many times the threshold, or as small a part of it, has the full colour.
 FULL_COLOUR = 8.0
 
 
 def staged(
     image: Float[Array, "n h w 3"], noise: float, *, patch_size: int
 ) -> Float[Array, "n h w 3"]:
-    """Pictures with a sharp half, a blurred half, a flat wall in the sharp one, and noise on all.
+    """Images with a sharp half, a blurred half, a flat wall in the sharp one, and noise on all.
 
     Args:
       image: RGB in [0, 1].
@@ -50,20 +49,21 @@ def staged(
 
 
 def draw(image: Float[Array, "n h w 3"], *, patch_size: int) -> Figure:
-    """Each staged picture, without and with noise, beside the maps of all scores."""
+    """Each staged image, without and with noise, beside the maps of all focus measures."""
     rows = [(one, noise) for one in image for noise in NOISES]
-    figure = Figure(figsize=(1.5 * (1 + len(SCORES)), 1.5 * len(rows) + 0.3), layout="constrained")
-    grid = figure.subplots(len(rows), 1 + len(SCORES), squeeze=False)
+    columns = 1 + len(FOCUS_MEASURES)
+    figure = Figure(figsize=(1.5 * columns, 1.5 * len(rows) + 0.3), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    full = np.log(FULL_COLOUR)
     for cells, (one, noise) in zip(grid, rows, strict=True):
         seen = staged(one[None], noise, patch_size=patch_size)
         cells[0].imshow(np.asarray(seen[0]))
         cells[0].set_ylabel(f"noise {noise:g}")
-        for cell, (name, score) in zip(cells[1:], SCORES.items(), strict=True):
-            ratio = np.asarray(score(seen, patch_size=patch_size)[0]) / THRESHOLDS[name]
-            full = np.log(FULL_COLOUR)
+        for cell, (name, measure) in zip(cells[1:], FOCUS_MEASURES.items(), strict=True):
+            ratio = np.asarray(measure(seen, patch_size=patch_size)[0]) / THRESHOLDS[name]
             shown = np.log(np.maximum(ratio, 1 / FULL_COLOUR))
             cell.imshow(shown, cmap="RdBu", vmin=-full, vmax=full, interpolation="nearest")
-    titles = ("picture", *(f"{name}, {THRESHOLDS[name]:g}" for name in SCORES))
+    titles = ("image", *(f"{name}, {THRESHOLDS[name]:g}" for name in FOCUS_MEASURES))
     for cell, title in zip(grid[0], titles, strict=True):
         cell.set_title(title, fontsize=9)
     for cell in grid.flat:
@@ -72,15 +72,14 @@ def draw(image: Float[Array, "n h w 3"], *, patch_size: int) -> Figure:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Draws the pictures that the arguments name."""
-    parser = Parser("python -m bvit.studies.score_maps", __doc__)
-    parser.add_argument("--to", required=True, type=Path, help="where to write the picture")
+    """Draws the photographs that the arguments name."""
+    parser = Parser("python -m bvit.studies.focus_maps", __doc__)
+    parser.add_argument("--to", required=True, type=Path, metavar="FILE", help="the figure")
     parser.add_argument("--patch_size", type=int, default=16, help="side of the patches")
-    parser.add_argument("pictures", nargs="*", metavar="PICTURES", help="files, folders, patterns")
+    parser.add_argument("photos", nargs="*", metavar="PHOTOS", help="files, folders, patterns")
     options = parser.parse_args(arguments)
     try:
-        image = load(options.pictures, EMBEDDED)
-        figure = draw(jnp.asarray(image), patch_size=options.patch_size)
+        figure = draw(load(options.photos, MOST), patch_size=options.patch_size)
         figure.savefig(options.to, dpi=100)
     except (ValueError, OSError) as error:
         fail(str(error), EXIT_BAD_INPUT)

@@ -8,9 +8,9 @@ import pytest
 from scipy import ndimage
 from skimage import data
 
-from bvit.image.scores import (
-    DEFAULT_SCORE,
-    SCORES,
+from bvit.image.focus_measures import (
+    DEFAULT_MEASURE,
+    FOCUS_MEASURES,
     THRESHOLDS,
     entropy,
     own_threshold,
@@ -92,10 +92,10 @@ def test_score_equals_its_oracle(score):
     np.testing.assert_allclose(score(images, patch_size=PATCH), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("name", FOCUS_MEASURES)
 def test_eager_equals_jit_equals_vmap(name):
     def score(image):
-        return SCORES[name](image, patch_size=PATCH)
+        return FOCUS_MEASURES[name](image, patch_size=PATCH)
 
     images = jnp.asarray(np.stack([photo(seed=i) for i in range(4)])).reshape(2, 2, 32, 48, 3)
     eager = score(images)
@@ -104,17 +104,19 @@ def test_eager_equals_jit_equals_vmap(name):
     np.testing.assert_allclose(jax.vmap(jax.vmap(score))(images), eager, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("name", FOCUS_MEASURES)
 def test_gradients_are_finite_also_on_a_flat_image(name):
     for image in (photo(), np.full((16, 16, 3), 0.5, np.float32)):
-        gradient = jax.grad(lambda x: SCORES[name](x, patch_size=PATCH).sum())(jnp.asarray(image))
+        gradient = jax.grad(lambda x: FOCUS_MEASURES[name](x, patch_size=PATCH).sum())(
+            jnp.asarray(image)
+        )
         assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("name", FOCUS_MEASURES)
 def test_brightness_does_not_matter_and_flat_patches_score_zero(name):
     image = photo() * 0.5
-    score = SCORES[name]
+    score = FOCUS_MEASURES[name]
     if name != "entropy":  # whose bins stand still
         brighter = score(image + 0.25, patch_size=PATCH)
         np.testing.assert_allclose(brighter, score(image, patch_size=PATCH), rtol=2e-3, atol=2e-3)
@@ -127,7 +129,9 @@ def sharp_ranked_first(name, noise):
     image = data.astronaut()[:256, :256] / 255.0
     image[:, 128:] = ndimage.gaussian_filter(image, (2, 2, 0))[:, 128:]
     image += np.random.default_rng(0).normal(size=image.shape) * noise
-    scores = np.asarray(SCORES[name](np.clip(image, 0, 1).astype(np.float32), patch_size=16))
+    scores = np.asarray(
+        FOCUS_MEASURES[name](np.clip(image, 0, 1).astype(np.float32), patch_size=16)
+    )
     sharp, blurred = scores[:, :7].reshape(-1, 1), scores[:, 9:].reshape(1, -1)
     return (sharp > blurred).mean()
 
@@ -147,14 +151,14 @@ def test_reblur_error_of_an_odd_image():
     np.testing.assert_allclose(reblur_error(image, patch_size=7), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("name", FOCUS_MEASURES)
 def test_bad_input_is_refused(name):
     with pytest.raises(ValueError, match="patch_size=9"):
-        SCORES[name](photo(), patch_size=9)
+        FOCUS_MEASURES[name](photo(), patch_size=9)
     with pytest.raises(ValueError, match="uint8"):
-        SCORES[name](np.zeros((8, 8, 3), np.uint8), patch_size=8)
+        FOCUS_MEASURES[name](np.zeros((8, 8, 3), np.uint8), patch_size=8)
     with pytest.raises(ValueError, match="channel"):
-        SCORES[name](np.zeros((8, 8, 1), np.float32), patch_size=8)
+        FOCUS_MEASURES[name](np.zeros((8, 8, 1), np.float32), patch_size=8)
 
 
 def test_relative_detail_needs_two_pixels():
@@ -165,8 +169,8 @@ def test_relative_detail_needs_two_pixels():
 def test_every_score_has_a_threshold_within_its_range():
     photo = jnp.asarray(np.random.default_rng(0).random((1, 64, 64, 3)), jnp.float32)
     image = jnp.concatenate([photo, jnp.full_like(photo, 0.5)])
-    assert set(THRESHOLDS) == set(SCORES) and DEFAULT_SCORE in SCORES
-    for name, score in SCORES.items():
+    assert set(THRESHOLDS) == set(FOCUS_MEASURES) and DEFAULT_MEASURE in FOCUS_MEASURES
+    for name, score in FOCUS_MEASURES.items():
         noise, flat = np.asarray(score(image, patch_size=16))
         assert (flat < own_threshold(name)).all()
         # Noise of full contrast is detail to all but the score that looks for it.

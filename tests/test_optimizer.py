@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from bvit.training.optimizer import decays, make_optimizer, make_schedule
+from bvit.optimizer import decays, make_optimizer, make_schedule
 
 
 def test_cosine_warms_up_peaks_and_ends_at_zero():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import skimage.data
 
-from bvit.image.per_image_kernels import convolve
+from bvit.image.fourier import convolve
 
 PHOTO = skimage.data.astronaut()[:224, 100:324].astype(np.float32) / 255
 SMALL = np.stack([PHOTO[80:112, 90:118], PHOTO[20:52, 60:88]])  # 32 x 28

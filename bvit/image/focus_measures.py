@@ -18,7 +18,7 @@ from bvit.image.focus import PAPER_THRESHOLD, WHITE, patch_laplacian_variance
 from bvit.image.patches import block_values, check_patch_size, halve
 from bvit.image.pixels import check_image, grayscale
 
-Score = Callable[..., Float[Array, "*b h/p w/p"]]
+FocusMeasure = Callable[..., Float[Array, "*b h/p w/p"]]
 
 # Bins of the entropy's histogram, 16 grey levels wide: a patch has only a few hundred pixels.
 ENTROPY_BINS = 16
@@ -120,7 +120,7 @@ def relative_detail(
     return _score(image, patch_size, _relative_detail)
 
 
-SCORES: dict[str, Score] = {
+FOCUS_MEASURES: dict[str, FocusMeasure] = {
     "laplacian": patch_laplacian_variance,
     "tenengrad": tenengrad,
     "reblur": reblur_error,
@@ -129,7 +129,7 @@ SCORES: dict[str, Score] = {
 }
 
 # The score from which a patch counts as sharp. The paper's for the Laplacian; of the others that
-# with the best balanced accuracy over all blurs and noises of `bvit.studies.focus_measures`, on
+# with the best balanced accuracy over all blurs and noises of `bvit.studies.focus_benchmark`, on
 # 32 photographs: relative is right for 78 % of the patches, reblur 78 %, Tenengrad 69 %, entropy
 # 57 %; the Laplacian at 100 for 76 % without noise, and at a noise of 5 grey levels for half.
 THRESHOLDS: dict[str, float] = {
@@ -142,21 +142,21 @@ THRESHOLDS: dict[str, float] = {
 
 # What tells sharp patches from blurred ones best in that benchmark: an area under the ROC curve of
 # 0.85, where reblur has 0.82 and the Laplacian 0.81.
-DEFAULT_SCORE = "relative"
+DEFAULT_MEASURE = "relative"
 
 
-def own_threshold(score: str | Score) -> float:
+def own_threshold(score: str | FocusMeasure) -> float:
     """The recommended threshold of a score, from `THRESHOLDS`.
 
     Args:
-      score: a name in `SCORES`; a function has no threshold of its own.
+      score: a name in `FOCUS_MEASURES`; a function has no threshold of its own.
 
     Raises:
       ValueError: no such score, or a function.
     """
     if not isinstance(score, str):
         raise ValueError("a score that is a function has no threshold of its own: give one.")
-    check_name("score", score, SCORES)
+    check_name("score", score, FOCUS_MEASURES)
     return THRESHOLDS[score]
 
 

@@ -1,0 +1,460 @@
+"""A run directory: the one place that knows what it holds, and that reads and writes it.
+
+config.json        the settings             checkpoints/       a folder for each step, with seals
+metrics.jsonl      a line per logged step   evaluations.jsonl  a line per evaluation
+results.json       the final table          answers.npz        the true class's rank for each image
+classes.json       names of the classes     figures/           plots and images
+tensorboard/       the curves and figures in TensorBoard
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import json
+import os
+import socket
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import linen as nn
+from flax import traverse_util
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from bvit import config as config_lib
+from bvit import data, distributed, models, sharding
+from bvit.checkpoint import Checkpoints
+from bvit.evaluation.evaluate import Outcome
+from bvit.models import pretrained
+from bvit.models.vit import VisionTransformer
+from bvit.tokens.inputs import Policy, parse_policy
+
+METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
+# In answers.npz: the indices of the images, and what separates a condition from a policy in a key,
+# "region|merge:72". Neither name contains it.
+INDEX, SEPARATOR = "index", "|"
+# The patches that `zero` masks for a CNN, which has none of its own: the paper's ViT has 16 px.
+CNN_PATCH_SIZE = 16
+
+Cell = tuple[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """A model's answers to every test image.
+
+    Attributes:
+      index: the test images, ascending, each once; unsigned int [n].
+      ranks: (condition, policy's label) → how many classes scored above the true one (0: top-1
+        right); unsigned int [n], in the order of `index`.
+    """
+
+    index: np.ndarray
+    ranks: Mapping[Cell, np.ndarray]
+
+
+class Run:
+    """A run directory. What it holds is read when it is first asked for.
+
+    Attributes:
+      path: the directory.
+      step: the step that `variables` are from; None before `load`.
+      variables: the trained ones (averaged, where the run kept an average); None before `load`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Names a run directory; reads nothing yet."""
+        self.path = path
+        self.step: int | None = None
+        self.variables: PyTree | None = None
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def begin(cls, path: Path, config: Mapping[str, Any]) -> "Run":
+        """Opens the directory of a new or an interrupted run, to work in it until `close`.
+
+        In a job of several processes, the first one does this for all.
+
+        Args:
+          path: an existing run of the same config, or a new or empty folder.
+          config: as plain values.
+
+        Raises:
+          ValueError: the folder holds a run of another config, or something that is no run, or
+            another process is working in it.
+        """
+        run = cls(path)
+        if distributed.is_main():
+            _check_ours(path, config)
+            path.mkdir(parents=True, exist_ok=True)
+            run._lock = _lock(path)
+            run.figures.mkdir(exist_ok=True)
+            write_json(path / "config.json", config)
+        return run
+
+    def close(self) -> None:
+        """Lets other processes work in the directory."""
+        if self._lock:
+            self._lock.close()
+
+    @property
+    def name(self) -> str:
+        """The name of the directory."""
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def figures(self) -> Path:
+        """Folder of the plots."""
+        return self.path / "figures"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has written its results, which it does last."""
+        return self._results_file.exists()
+
+    @property
+    def _results_file(self) -> Path:
+        return self.path / "results.json"
+
+    @functools.cached_property
+    def config(self) -> ConfigDict:
+        """The settings, over today's defaults; locked.
+
+        Raises:
+          ValueError: the folder is no run.
+        """
+        return config_lib.load(self._config_file())
+
+    def _config_file(self) -> Path:
+        path = self.path / "config.json"
+        if not path.exists():
+            raise ValueError(f"{self.path} is no run directory: it has no config.json.")
+        return path
+
+    @functools.cached_property
+    def results(self) -> dict[str, Any]:
+        """The contents of results.json.
+
+        Raises:
+          ValueError: the folder is no run, the run is not finished, or the file is damaged.
+        """
+        if not self.path.is_dir():
+            raise ValueError(f"{self.path} is no run directory.")
+        if not self.finished:
+            self._config_file()  # raises if this is no run
+            lines = self.metrics
+            at = f"it has logged step {lines[-1]['step']}" if lines else "it has logged no step yet"
+            raise ValueError(
+                f"{self.path} is not finished ({at}): run its command again until it is."
+            )
+        try:
+            return json.loads(self._results_file.read_text())
+        except ValueError as error:
+            raise ValueError(f"{self._results_file} is damaged ({error!r}).") from error
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """The config of a finished run with dotted keys, over today's defaults."""
+        return config_lib.complete(self.results["config"])
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return read_lines(self.path / METRICS)
+
+    @functools.cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the logits.
+
+        Raises:
+          ValueError: the run has not written them, and its data can't be opened.
+        """
+        saved = self.path / "classes.json"
+        if saved.exists():
+            return tuple(json.loads(saved.read_text()))
+        c = self.config.data
+        try:
+            return data.open_source(
+                c.name,
+                split="train",
+                dir=c.dir or None,
+                split_name=c.train_split,
+                image_size=c.image_size,
+            ).class_names
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"{self.path} has no classes.json, and the names can't be read from its data: "
+                f"{error} Write the names of the classes into that file, a JSON list in the order "
+                "of the labels."
+            ) from error
+
+    @property
+    def answers(self) -> Answers:
+        """The answers to each test image, kept so that runs can be compared image by image.
+
+        Raises:
+          ValueError: the run kept none, or the file is damaged.
+        """
+        path = self.path / "answers.npz"
+        if not path.exists():
+            raise ValueError(
+                f"{self.path} holds no {path.name}, like runs older than that file: evaluate "
+                "it again into another --workdir, with its own settings (its seed too), "
+                f"--config.init_from={self.path} --config.init_head=True --config.train.steps=0."
+            )
+        try:
+            with np.load(path) as file:
+                arrays = dict(file)
+            index = arrays.pop(INDEX)
+            if any(rank.shape != index.shape for rank in arrays.values()):
+                raise ValueError("its arrays differ in length")
+            return Answers(index, {_cell(key): rank for key, rank in arrays.items()})
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{path} is damaged ({error!r}).") from error
+
+    def write_class_names(self, names: Sequence[str]) -> None:
+        """Writes classes.json."""
+        write_json(self.path / "classes.json", list(names))
+
+    def write_answers(self, outcomes: Sequence[Outcome]) -> None:
+        """Writes answers.npz.
+
+        An image takes at most a byte for each condition and policy (two with more than 255 classes)
+        and four for its index, before compression.
+
+        Args:
+          outcomes: of `evaluate`, at least one; all are of the same images.
+        """
+        arrays = {INDEX: _smallest(outcomes[0].index)}
+        for one in outcomes:
+            arrays[f"{one.condition}{SEPARATOR}{one.policy.label}"] = _smallest(one.rank)
+        with whole(self.path / "answers.npz") as partial, partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Writes results.json; the run is then finished."""
+        write_json(self._results_file, results)
+
+    @functools.cached_property
+    def model(self) -> nn.Module:
+        """The classifier, without its variables."""
+        return build_model(self.config, len(self.class_names))
+
+    def policy(self, text: str = "") -> Policy:
+        """A policy as people type it, "merge:31"; "" is the first that the run trained with.
+
+        Raises:
+          ValueError: there is no such policy, or the model can't follow it.
+        """
+        text = text or config_lib.words(self.config.tokens.policy)[0]
+        return build_policy(self.config, self.model, text)
+
+    def load(self, mesh: Mesh | None = None) -> "Run":
+        """Loads the model to use it, from the newest undamaged checkpoint.
+
+        The run may have been trained on any devices. Neither its data nor its optimizer is built.
+
+        Args:
+          mesh: where the variables are placed, by the rules of `bvit.sharding`; by default, on the
+            first device.
+
+        Returns:
+          The run itself, with `step` and `variables`.
+
+        Raises:
+          ValueError: the folder is no run, has no checkpoint yet, or only damaged ones.
+        """
+        mesh = mesh or sharding.make_mesh(devices=jax.local_devices()[:1])
+        self.step, self.variables = self.restore(mesh)
+        return self
+
+    def restore(self, mesh: Mesh | None) -> tuple[int, PyTree]:
+        """The step and the variables that `load` loads; without a mesh, as NumPy arrays."""
+        c = self.config
+        if c.train.steps == 0:  # a run that only evaluated its initial weights
+            variables = initial_variables(c, self.class_names)
+            if mesh:
+                variables = jax.device_put(variables, sharding.state_shardings(variables, mesh))
+            return 0, variables
+        images = jnp.zeros((1, c.data.image_size, c.data.image_size, 3), jnp.float32)
+        init = functools.partial(self.model.init, train=False)
+        like = dict(jax.eval_shape(init, jax.random.key(0), images))
+        if mesh:
+            like = sharding.abstract(like, mesh)
+        restored = None
+        if self.checkpoints.is_dir():
+            with contextlib.closing(Checkpoints(self.checkpoints)) as checkpoints:
+                restored = checkpoints.restore_variables(like)
+        if restored is None:
+            raise ValueError(
+                f"{self.path} has no checkpoint yet: run its command until it has saved one."
+            )
+        return restored
+
+
+def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
+    """The classifier that a config names."""
+    return models.create(config.model.name, num_classes=num_classes, **_model_options(config))
+
+
+def _model_options(config: ConfigDict) -> dict[str, Any]:
+    options = {k: v for k, v in config.model.items() if k != "name" and v is not None}
+    if config.model.name.startswith("vit"):
+        options["image_size"] = config.data.image_size
+    return options
+
+
+def build_policy(config: ConfigDict, model: nn.Module, text: str) -> Policy:
+    """Reads a policy as people type it ("merge:31"), with a config's score, threshold and budget.
+
+    Raises:
+      ValueError: there is no such policy, or the model has no tokens to leave out.
+    """
+    c, is_vit = config, isinstance(model, VisionTransformer)
+    patch_size = model.patch_size if is_vit else CNN_PATCH_SIZE
+    policy = parse_policy(
+        text,
+        grid=(c.data.image_size // patch_size,) * 2,
+        patch_size=patch_size,
+        default_budget=c.tokens.budget,
+        score=c.tokens.score,
+        threshold=c.tokens.threshold,
+        shares=tuple(c.tokens.adaptive_budgets),
+        zero_at=c.tokens.zero_at,
+    )
+    if not is_vit and policy.name not in ("keep", "zero"):
+        raise ValueError(
+            f"policy {policy.name} leaves tokens out, and {c.model.name} has none: "
+            "use keep or zero, or a ViT."
+        )
+    return policy
+
+
+def initial_variables(config: ConfigDict, class_names: Sequence[str]) -> PyTree | None:
+    """The weights that a config starts from, fitted to its model, on the host; None without them.
+
+    Raises:
+      ValueError: they can't be read or do not fit, or come from a run with other classes while
+        their head is wanted.
+    """
+    if not config.init_from:
+        return None
+    options = {
+        "replace_head": not config.init_head,
+        "seed": config.seed,
+        "num_classes": len(class_names),
+        **_model_options(config),
+    }
+    folder = Path(config.init_from).expanduser()
+    if not folder.is_dir():
+        return pretrained.load(config.model.name, config.init_from, **options)
+    run = Run(folder)
+    if config.init_head and run.class_names != tuple(class_names):
+        raise ValueError(
+            f"init_head takes the head of {folder} for the same classes in the same order: it has "
+            f"{len(run.class_names)} ({', '.join(run.class_names[:3])}, …), the data "
+            f"{len(class_names)} ({', '.join(class_names[:3])}, …); set init_head=False for a new "
+            "head, or choose the data that it was trained on."
+        )
+    _, variables = run.restore(None)
+    weights = traverse_util.flatten_dict(variables, sep="/")
+    return pretrained.convert(config.model.name, weights, **options)
+
+
+def ancestors(init_from: str) -> list[dict[str, Any]]:
+    """The configs of the run that `init_from` names, of the run that this started from, and so on.
+
+    They are read when a run ends, for its results, because folders may be moved later.
+    """
+    configs, seen = [], set()
+    saved = Path(init_from).expanduser() / "config.json"
+    while init_from and saved.exists() and saved.resolve() not in seen:
+        seen.add(saved.resolve())
+        configs.append(json.loads(saved.read_text()))
+        init_from = configs[-1]["init_from"]
+        saved = Path(init_from).expanduser() / "config.json"
+    return configs
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Gives a temporary path to write to; it gets the name `path` once everything is written."""
+    partial = path.with_suffix(".partial")
+    yield partial
+    partial.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file whole or not at all."""
+    with whole(path) as partial:
+        partial.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file, [] without it; a line cut short by a kill is left out."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines
+
+
+def _check_ours(path: Path, config: Mapping[str, Any]) -> None:
+    if not path.exists() or not any(path.iterdir()):
+        return
+    saved = path / "config.json"
+    if not saved.exists():
+        raise ValueError(
+            f"--workdir must be a run directory or a new folder: {path} holds other files; "
+            "choose another --workdir."
+        )
+    changed = config_lib.differences(json.loads(saved.read_text()), config)
+    if changed:
+        listing = "; ".join(f"{key} was {a!r}, now {b!r}" for key, (a, b) in changed.items())
+        raise ValueError(
+            f"{path} holds a run of another config: {listing}. "
+            "Choose another --workdir, or delete that run to start again."
+        )
+
+
+def _lock(path: Path) -> IO[str] | None:
+    # The open file holds the lock: the kernel releases it when the process ends, however it ends.
+    file = (path / ".lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        raise ValueError(
+            f"another run ({holder}) is working in {path}: wait for it, or choose another "
+            "--workdir."
+        ) from error
+    except OSError as error:  # some network file systems have no locks
+        logging.warning("%s can't be locked (%s): start no second run in it.", path, error)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+def _cell(key: str) -> Cell:
+    condition, _, policy = key.partition(SEPARATOR)
+    return condition, policy
+
+
+def _smallest(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.min_scalar_type(values.max(initial=0)))
