@@ -33,8 +33,8 @@ from bvit import models, sharding
 from bvit.checkpoint import Checkpoints
 from bvit.data.decode import random_resized_crop
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD
-from bvit.tokens.inputs import Policy
 from bvit.optimizer import make_optimizer
+from bvit.tokens.inputs import Policy
 from bvit.training.state import create_state
 from bvit.training.step import Recipe, make_train_step
 
@@ -123,7 +123,7 @@ def checkpoint(folder: Path) -> None:
     state = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), shapes)
     checkpoints = Checkpoints(folder / "limits", keep=1)
     began = time.perf_counter()
-    checkpoints.save(1, state)
+    checkpoints.save(1, vars(state))
     blocked = time.perf_counter() - began
     checkpoints.wait()
     seconds = time.perf_counter() - began

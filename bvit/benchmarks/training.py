@@ -17,8 +17,8 @@ from bvit.benchmarks.networks import CLASSES, TRAINING_FLOPS
 from bvit.evaluation import cost
 from bvit.image.conditions import apply_condition, indexed_keys
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD, to_float
-from bvit.tokens.inputs import Policy, parse_policy
 from bvit.optimizer import make_optimizer
+from bvit.tokens.inputs import Policy, parse_policy
 from bvit.training.state import TrainState, create_state
 from bvit.training.step import Recipe, make_train_step
 

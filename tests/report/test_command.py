@@ -223,7 +223,9 @@ def answered(runs):
         policies = {Policy("keep"): 6 if "mix" in path.name else 5, Policy("drop", budget=8): 4}
         ranks = {policy: np.arange(1000) % 10 >= right for policy, right in policies.items()}
         index = np.arange(1000)
-        Run(path).write_answers([Outcome("region", policy, index, r) for policy, r in ranks.items()])
+        Run(path).write_answers(
+            [Outcome("region", policy, index, r) for policy, r in ranks.items()]
+        )
     return runs
 
 
@@ -234,7 +236,7 @@ def test_runs_are_paired_with_a_baseline_in_all_formats(answered, call, tmp_path
     assert list(tables)[:3] == ["Runs", "Results", title]
     lines = tables[title]
     keep = ["region", "keep", "60.00", "+10.00", "[+8.1, +11.8]", "0: +10.00, 1: +10.00"]
-    assert lines[1] == [*keep, "1000 pictures"]
+    assert lines[1] == [*keep, "1000 images"]
     assert lines[2][:4] == ["region", "drop:8", "40.00", "-10.00"]
     assert lines[0][3] == "vs baseline's keep"
     call(*mixed, f"--to={tmp_path / 'report.html'}")

@@ -11,8 +11,8 @@ from bvit import sharding
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD
 from bvit.models.resnet import BasicBlock, ResNet
 from bvit.models.vit import VisionTransformer
-from bvit.tokens.inputs import Policy
 from bvit.optimizer import make_optimizer
+from bvit.tokens.inputs import Policy
 from bvit.training.state import create_state
 from bvit.training.step import Recipe, make_train_step
 
