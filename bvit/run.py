@@ -67,13 +67,19 @@ class Run:
 
     Attributes:
       path: the directory.
+      name: the last part of the path.
+      checkpoints: folder of the checkpoints.
+      figures: folder of the plots.
+      results_file: the final table; it exists once the run is finished.
       step: the step that `variables` are from; None before `load`.
       variables: the trained ones (averaged, where the run kept an average); None before `load`.
     """
 
     def __init__(self, path: Path) -> None:
         """Names a run directory; reads nothing yet."""
-        self.path = path
+        self.path, self.name = path, path.name
+        self.checkpoints, self.figures = path / "checkpoints", path / "figures"
+        self.results_file = path / "results.json"
         self.step: int | None = None
         self.variables: PyTree | None = None
         self._lock: IO[str] | None = None
@@ -105,26 +111,6 @@ class Run:
         """Lets other processes work in the directory."""
         if self._lock:
             self._lock.close()
-
-    @property
-    def name(self) -> str:
-        """The name of the directory."""
-        return self.path.name
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def figures(self) -> Path:
-        """Folder of the plots."""
-        return self.path / "figures"
-
-    @property
-    def results_file(self) -> Path:
-        """Contains the final table; it exists once the run is finished."""
-        return self.path / "results.json"
 
     @functools.cached_property
     def config(self) -> ConfigDict:
@@ -177,9 +163,9 @@ class Run:
         """The names of the classes, in the order of the logits.
 
         Raises:
-          ValueError: the run has not written them.
+          ValueError: the folder is no run, or the run has not written them.
         """
-        path = self.path / "classes.json"
+        path = self._config_file().with_name("classes.json")
         if not path.exists():
             raise ValueError(
                 f"{self.path} has no classes.json: write the names of the classes into that file, "
