@@ -4,6 +4,7 @@ A checkpoint has two items. `model` is what uses of the model read; `training` i
 interrupted training needs to go on.
 """
 
+import collections
 import contextlib
 import json
 import zlib
@@ -71,12 +72,12 @@ class Checkpoints:
         """
         self.wait()
         self._unsealed = step
-        items = {
-            item: ocp.args.PyTreeSave(parts)
-            for item, parts in _by_item(state, single=False).items()
-        }
+        items: dict[str, dict[str, PyTree]] = {MODEL: {}, TRAINING: {}}
+        for name, part in state.items():
+            items[MODEL if name in MODEL_PARTS else TRAINING][name] = part
+        args = {item: ocp.args.PyTreeSave(parts) for item, parts in items.items()}
         with self._reported():
-            self._manager.save(step, args=ocp.args.Composite(**items))
+            self._manager.save(step, args=ocp.args.Composite(**args))
 
     def wait(self) -> None:
         """Waits until the checkpoint being written is complete, and seals it.
@@ -139,7 +140,7 @@ class Checkpoints:
         Raises:
           CheckpointError: the newest is of another model, or all are damaged.
         """
-        return self._newest(lambda step: self._restore(step, like), unread="")
+        return self._newest(lambda step: self._restore(step, like))
 
     def restore_variables(self, like: State) -> tuple[int, dict[str, PyTree]] | None:
         """Restores the variables of the newest undamaged checkpoint, to use the model.
@@ -154,20 +155,20 @@ class Checkpoints:
           (step, variables), or None if there is no checkpoint at all.
 
         Raises:
-          CheckpointError: the newest is of another model, or all are damaged.
+          CheckpointError: as for `restore_state`.
         """
 
         def read(step: int) -> dict[str, PyTree]:
-            averaged = jax.tree.leaves(self._saved(step).get("ema_params"))
-            params, collections = "ema_params" if averaged else "params", dict(like)
-            parts = {params: collections.pop("params"), "model_state": collections}
+            averaged = collections.ChainMap(*self._saved(step).values())["ema_params"]
+            params, others = "params" if averaged is None else "ema_params", dict(like)
+            parts = {params: others.pop("params"), "model_state": others}
             found = self._restore(step, parts)
             return {"params": found[params], **found["model_state"]}
 
-        return self._newest(read, unread=f"{TRAINING}/")
+        return self._newest(read, unread=(f"{TRAINING}/",))
 
     def _newest(
-        self, read: Callable[[int], dict[str, PyTree]], unread: str
+        self, read: Callable[[int], dict[str, PyTree]], unread: tuple[str, ...] = ()
     ) -> tuple[int, dict[str, PyTree]] | None:
         """Reads the newest undamaged checkpoint; `unread` are the files that don't matter to it."""
         steps = self.steps()
@@ -191,31 +192,28 @@ class Checkpoints:
             )
         return None
 
+    def _saved(self, step: int) -> dict[str, PyTree]:
+        """Item → the parts it holds, their arrays described."""
+        return {item: found.tree for item, found in self._manager.item_metadata(step).items()}
+
     def _restore(self, step: int, like: State) -> dict[str, PyTree]:
         """Restores those parts of a checkpoint that `like` names."""
-        self._check_same_model(step, like)
-        args = {
-            item: ocp.args.PyTreeRestore(
-                parts, restore_args=jax.tree.map(_restore_args, parts), partial_restore=True
-            )
-            for item, parts in _by_item(like, single=self._is_single(step)).items()
-        }
+        saved = self._saved(step)
+        self._check_same_model(step, collections.ChainMap(*saved.values()), like)
+        args = {}
+        for item, parts in saved.items():
+            if wanted := {name: like[name] for name in parts if name in like}:
+                restore_args = jax.tree.map(_restore_args, wanted)
+                args[item] = ocp.args.PyTreeRestore(
+                    wanted, restore_args=restore_args, partial_restore=True
+                )
         found = self._manager.restore(step, args=ocp.args.Composite(**args))
-        return {name: part for item in args for name, part in found[item].items()}
-
-    def _saved(self, step: int) -> dict[str, PyTree]:
-        """Name of a part → descriptions of its arrays."""
-        metadata = self._manager.item_metadata(step)
-        items = (SINGLE,) if self._is_single(step) else (MODEL, TRAINING)
-        return {name: part for item in items for name, part in metadata[item].tree.items()}
-
-    def _is_single(self, step: int) -> bool:
-        return (self._folder / str(step) / SINGLE).exists()
+        return dict(collections.ChainMap(*(found[item] for item in args)))
 
     def _seal(self, step: int) -> Path:
         return self._folder / f"{step}.seal"
 
-    def _damage(self, step: int, unread: str) -> str | None:
+    def _damage(self, step: int, unread: tuple[str, ...]) -> str | None:
         """What is wrong with a checkpoint's files, found by the first process; None if nothing."""
         try:
             with distributed.together():
@@ -225,18 +223,18 @@ class Checkpoints:
             return str(error)
         return None
 
-    def _check_seal(self, step: int, unread: str) -> None:
+    def _check_seal(self, step: int, unread: tuple[str, ...]) -> None:
         """Raises a ValueError if a checkpoint's files are not as they were written."""
         if not self._seal(step).exists():
             return  # the run ended between the checkpoint and its seal; orbax checks it
         sums = json.loads(self._seal(step).read_text())
-        names = [name for name in sums if not (unread and name.startswith(unread))]
+        names = [name for name in sums if not name.startswith(unread)]
         changed = [n for n in names if _checksum(self._folder / str(step) / n) != sums[n]]
         if changed:
             raise ValueError(f"{len(changed)} of {len(names)} files changed, e.g. {changed[0]}")
 
-    def _check_same_model(self, step: int, like: State) -> None:
-        saved = _shapes({name: part for name, part in self._saved(step).items() if name in like})
+    def _check_same_model(self, step: int, parts: State, like: State) -> None:
+        saved = _shapes({name: part for name, part in parts.items() if name in like})
         wanted = _shapes(like)
         if saved == wanted:
             return
@@ -247,15 +245,6 @@ class Checkpoints:
             f"differ, e.g. {name} is {saved.get(name)} in it and {wanted.get(name)} here; use the "
             "config it was trained with, or another --workdir."
         )
-
-
-def _by_item(state: State, *, single: bool) -> dict[str, dict[str, PyTree]]:
-    """Sorts the parts of a state into the items of a checkpoint."""
-    items: dict[str, dict[str, PyTree]] = {}
-    for name, part in state.items():
-        item = SINGLE if single else MODEL if name in MODEL_PARTS else TRAINING
-        items.setdefault(item, {})[name] = part
-    return items
 
 
 def _restore_args(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:

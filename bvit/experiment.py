@@ -178,17 +178,12 @@ def _check_full_pass(c: ConfigDict, model: nn.Module, policies: tuple[Policy, ..
 
 
 def _check_profile(steps: Sequence[int], total_steps: int) -> None:
-    if not steps:
-        return
-    if len(steps) != 2 or not all(isinstance(step, int) for step in steps):
+    fits = all(isinstance(step, int) for step in steps)
+    fits = fits and (not steps or len(steps) == 2 and 1 <= steps[0] <= steps[1] <= total_steps)
+    if not fits:
         raise ValueError(
-            "profile.steps must be the first and the last step to trace, as 10,20, or () for no "
-            f"profile: got {tuple(steps)!r}."
-        )
-    if not 1 <= steps[0] <= steps[1] <= total_steps:
-        raise ValueError(
-            f"profile.steps must lie within the {total_steps} steps of the training, the first not "
-            f"after the last: got {steps[0]},{steps[1]}."
+            "profile.steps must be the first and the last step to trace, as 10,20, within the "
+            f"{total_steps} steps of the training, or () for no profile: got {tuple(steps)!r}."
         )
 
 
@@ -263,31 +258,32 @@ def train_batches(experiment: Experiment, start_step: int) -> data.Batches:
 
 def test_batches(experiment: Experiment) -> data.Batches:
     """This process's share of the test set, in batches padded to one size."""
-    c = experiment.config
-    return data.eval_batches(
+    return _eval_batches(
+        experiment,
         experiment.test_source,
-        batch_size=c.eval.batch_size,
-        image_size=c.data.image_size,
-        resize=c.data.resize or None,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        num_workers=c.data.num_workers,
+    )
+
+
+def _eval_batches(experiment: Experiment, source: data.Source, **options: int) -> data.Batches:
+    c = experiment.config
+    defaults = {"batch_size": c.eval.batch_size, "num_workers": c.data.num_workers}
+    return data.eval_batches(
+        source,
+        image_size=c.data.image_size,
+        resize=c.data.resize or None,
         on_error=c.data.on_error,
+        **defaults | options,
     )
 
 
 def sample_batch(experiment: Experiment, count: int) -> dict[str, np.ndarray]:
     """A few test images spread evenly over the set, and so over its classes."""
-    c, source = experiment.config, experiment.test_source
+    source = experiment.test_source
     places = np.linspace(0, len(source) - 1, min(count, len(source))).astype(np.int32)
-    batches = data.eval_batches(
-        Subset(source, places),
-        batch_size=len(places),
-        image_size=c.data.image_size,
-        resize=c.data.resize or None,
-        on_error=c.data.on_error,
-    )
-    with batches:
+    samples = Subset(source, places)
+    with _eval_batches(experiment, samples, batch_size=len(places), num_workers=0) as batches:
         return next(batches) | {"index": places}
 
 
@@ -309,9 +305,7 @@ def baselines(experiment: Experiment) -> dict[str, float]:
 
 
 def _read_all(experiment: Experiment, source: data.Source) -> tuple[np.ndarray, np.ndarray]:
-    c = experiment.config
-    options = {"image_size": c.data.image_size, "resize": c.data.resize or None}
-    with data.eval_batches(source, batch_size=c.eval.batch_size, **options) as batches:
+    with _eval_batches(experiment, source, num_workers=0) as batches:
         kept = [(batch["image"][batch["mask"]], batch["label"][batch["mask"]]) for batch in batches]
     images, labels = zip(*kept, strict=True)
     return np.concatenate(images), np.concatenate(labels)

@@ -31,7 +31,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from bvit import config as config_lib
-from bvit import data, distributed, models, sharding
+from bvit import distributed, models, sharding
 from bvit.checkpoint import Checkpoints
 from bvit.evaluation.evaluate import Outcome
 from bvit.models import pretrained
@@ -67,13 +67,19 @@ class Run:
 
     Attributes:
       path: the directory.
+      name: the last part of the path.
+      checkpoints: folder of the checkpoints.
+      figures: folder of the plots.
+      results_file: the final table; it exists once the run is finished.
       step: the step that `variables` are from; None before `load`.
       variables: the trained ones (averaged, where the run kept an average); None before `load`.
     """
 
     def __init__(self, path: Path) -> None:
         """Names a run directory; reads nothing yet."""
-        self.path = path
+        self.path, self.name = path, path.name
+        self.checkpoints, self.figures = path / "checkpoints", path / "figures"
+        self.results_file = path / "results.json"
         self.step: int | None = None
         self.variables: PyTree | None = None
         self._lock: IO[str] | None = None
@@ -106,30 +112,6 @@ class Run:
         if self._lock:
             self._lock.close()
 
-    @property
-    def name(self) -> str:
-        """The name of the directory."""
-        return self.path.name
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def figures(self) -> Path:
-        """Folder of the plots."""
-        return self.path / "figures"
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run has written its results, which it does last."""
-        return self._results_file.exists()
-
-    @property
-    def _results_file(self) -> Path:
-        return self.path / "results.json"
-
     @functools.cached_property
     def config(self) -> ConfigDict:
         """The settings, over today's defaults; locked.
@@ -154,7 +136,7 @@ class Run:
         """
         if not self.path.is_dir():
             raise ValueError(f"{self.path} is no run directory.")
-        if not self.finished:
+        if not self.results_file.exists():
             self._config_file()  # raises if this is no run
             lines = self.metrics
             at = f"it has logged step {lines[-1]['step']}" if lines else "it has logged no step yet"
@@ -162,9 +144,9 @@ class Run:
                 f"{self.path} is not finished ({at}): run its command again until it is."
             )
         try:
-            return json.loads(self._results_file.read_text())
+            return json.loads(self.results_file.read_text())
         except ValueError as error:
-            raise ValueError(f"{self._results_file} is damaged ({error!r}).") from error
+            raise ValueError(f"{self.results_file} is damaged ({error!r}).") from error
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
@@ -181,26 +163,15 @@ class Run:
         """The names of the classes, in the order of the logits.
 
         Raises:
-          ValueError: the run has not written them, and its data can't be opened.
+          ValueError: the folder is no run, or the run has not written them.
         """
-        saved = self.path / "classes.json"
-        if saved.exists():
-            return tuple(json.loads(saved.read_text()))
-        c = self.config.data
-        try:
-            return data.open_source(
-                c.name,
-                split="train",
-                dir=c.dir or None,
-                split_name=c.train_split,
-                image_size=c.image_size,
-            ).class_names
-        except (ValueError, OSError) as error:
+        path = self._config_file().with_name("classes.json")
+        if not path.exists():
             raise ValueError(
-                f"{self.path} has no classes.json, and the names can't be read from its data: "
-                f"{error} Write the names of the classes into that file, a JSON list in the order "
-                "of the labels."
-            ) from error
+                f"{self.path} has no classes.json: write the names of the classes into that file, "
+                "a JSON list in the order of the labels."
+            )
+        return tuple(json.loads(path.read_text()))
 
     @property
     def answers(self) -> Answers:
@@ -228,7 +199,7 @@ class Run:
 
     def write_class_names(self, names: Sequence[str]) -> None:
         """Writes classes.json."""
-        write_json(self.path / "classes.json", list(names))
+        write_json(self.path / "classes.json", names)
 
     def write_answers(self, outcomes: Sequence[Outcome]) -> None:
         """Writes answers.npz.
@@ -247,7 +218,7 @@ class Run:
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Writes results.json; the run is then finished."""
-        write_json(self._results_file, results)
+        write_json(self.results_file, results)
 
     @functools.cached_property
     def model(self) -> nn.Module:

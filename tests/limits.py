@@ -123,7 +123,7 @@ def checkpoint(folder: Path) -> None:
     state = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype), shapes)
     checkpoints = Checkpoints(folder / "limits", keep=1)
     began = time.perf_counter()
-    checkpoints.save(1, state)
+    checkpoints.save(1, vars(state))
     blocked = time.perf_counter() - began
     checkpoints.wait()
     seconds = time.perf_counter() - began

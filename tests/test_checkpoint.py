@@ -4,6 +4,8 @@ import resource
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from bvit.checkpoint import CheckpointError, Checkpoints, CheckpointWriteError
@@ -20,21 +22,51 @@ def saved(tmp_path):
     return tmp_path / "checkpoints"
 
 
-def make_state(value, width=4):
+def make_state(value, width=4, averaged=False):
     # Large and random, so that its values lie in a file of their own, and not inside an index.
-    kernel = np.random.default_rng(value).normal(size=(width, 2000))
-    return {"params": {"kernel": jnp.asarray(kernel, jnp.float32)}, "step": value}
+    def draw(seed):
+        values = np.random.default_rng((value, seed)).normal(size=(width, 2000))
+        return {"kernel": jnp.asarray(values, jnp.float32)}
+
+    return {
+        "params": draw(0),
+        "model_state": {"batch_stats": draw(1)},
+        "ema_params": draw(2) if averaged else None,
+        "opt_state": (optax.EmptyState(), optax.TraceState(draw(3))),
+        "step": value,
+    }
 
 
-def abstract(state):
+def variables_of(state):
+    return {"params": state["ema_params"] or state["params"], **state["model_state"]}
+
+
+def abstract(tree):
     place = replicated(make_mesh())
     return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x), sharding=place), state
+        lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x), sharding=place), tree
     )
 
 
-def restore(folder, like=None):
-    return Checkpoints(folder).restore_newest(abstract(make_state(0)) if like is None else like)
+def go_on(folder, like=None):
+    """What a training restores."""
+    return Checkpoints(folder).restore_state(abstract(make_state(0)) if like is None else like)
+
+
+def use(folder, like=None):
+    """What a use of the model restores."""
+    like = abstract(variables_of(make_state(0))) if like is None else like
+    return Checkpoints(folder).restore_variables(like)
+
+
+RESTORED = {go_on: lambda state: state, use: variables_of}
+both = pytest.mark.parametrize("restore", RESTORED)
+
+
+def check(restore, found, step):
+    """That a step was restored, with its values and in its structure."""
+    assert found[0] == step
+    jax.tree.map(np.testing.assert_array_equal, found[1], RESTORED[restore](make_state(step)))
 
 
 def damage(folder, change, pattern="*"):
@@ -49,13 +81,13 @@ def flip_a_bit(content):
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-def test_the_newest_is_restored_as_it_was_saved(saved):
-    step, state = restore(saved)
-    assert step == 3
-    np.testing.assert_array_equal(state["params"]["kernel"], make_state(3)["params"]["kernel"])
+@both
+def test_the_newest_is_restored_as_it_was_saved(saved, restore):
+    check(restore, restore(saved), 3)
 
 
-def test_nothing_to_restore(tmp_path):
+@both
+def test_nothing_to_restore(tmp_path, restore):
     assert restore(tmp_path / "none") is None
 
 
@@ -68,40 +100,82 @@ def test_only_the_newest_are_kept(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*.seal")) == ["3.seal", "4.seal"]
 
 
+def test_averaged_parameters_are_used_and_both_kinds_restored_for_training(tmp_path):
+    state = make_state(1, averaged=True)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state)
+    checkpoints.close()
+    _, found = go_on(tmp_path, abstract(state))
+    jax.tree.map(np.testing.assert_array_equal, found, state)
+    _, found = use(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, found, variables_of(state))
+    with pytest.raises(CheckpointError, match="1 arrays differ, e.g. ema_params/kernel"):
+        go_on(tmp_path)
+
+
+def test_without_a_sharding_arrays_are_on_the_host(saved):
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables_of(make_state(0))
+    )
+    _, found = use(saved, like)
+    assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(found))
+    jax.tree.map(np.testing.assert_array_equal, found, variables_of(make_state(3)))
+
+
+@both
 @pytest.mark.parametrize(
     "change", [flip_a_bit, lambda content: content[: len(content) // 2], lambda content: b""]
 )
-def test_a_damaged_checkpoint_is_passed_over(saved, change):
-    damage(saved / "3", change)
-    step, state = restore(saved)
-    assert step == 2
-    np.testing.assert_array_equal(state["params"]["kernel"], make_state(2)["params"]["kernel"])
+def test_a_damaged_checkpoint_is_skipped(saved, change, restore):
+    damage(saved / "3" / "model", change)
+    check(restore, restore(saved), 2)
 
 
-def test_a_checkpoint_without_its_seal_is_trusted_if_it_reads(saved):
+def test_only_training_reads_what_only_training_needs(saved):
+    damage(saved / "3" / "training", flip_a_bit)
+    check(use, use(saved), 3)
+    check(go_on, go_on(saved), 2)
+
+
+@both
+def test_a_checkpoint_without_its_seal_is_trusted_if_it_reads(saved, restore):
     (saved / "3.seal").unlink()
-    assert restore(saved)[0] == 3
+    check(restore, restore(saved), 3)
 
 
+@both
 @pytest.mark.parametrize("pattern", ["*", "_METADATA"])
-def test_a_damaged_checkpoint_without_its_seal_is_passed_over(saved, pattern):
+def test_a_damaged_checkpoint_without_its_seal_is_skipped(saved, pattern, restore):
     (saved / "3.seal").unlink()
-    damage(saved / "3", lambda content: content[: len(content) // 2], pattern)
-    assert restore(saved)[0] == 2
+    damage(saved / "3" / "model", lambda content: content[: len(content) // 2], pattern)
+    check(restore, restore(saved), 2)
 
 
-def test_when_all_are_damaged_the_run_does_not_start_over_silently(saved):
+@both
+def test_when_all_are_damaged_the_run_does_not_start_over_silently(saved, restore):
     for step in (1, 2, 3):
-        damage(saved / str(step), flip_a_bit)
+        damage(saved / str(step) / "model", flip_a_bit)
     with pytest.raises(CheckpointError, match="every checkpoint"):
         restore(saved)
 
 
 def test_a_checkpoint_of_another_model_is_an_error(saved):
-    with pytest.raises(CheckpointError, match=r"another model.*params/kernel is \(4, 2000\)"):
-        restore(saved, abstract(make_state(0, width=5)))
+    other = make_state(0, width=5)
+    with pytest.raises(CheckpointError, match=r"another model: 3 arrays.*kernel is \(4, 2000\)"):
+        go_on(saved, abstract(other))
+    with pytest.raises(CheckpointError, match=r"another model: 2 arrays.*kernel is \(4, 2000\)"):
+        use(saved, abstract(variables_of(other)))
     with pytest.raises(CheckpointError, match="another model"):
-        restore(saved, abstract({"params": {"other": jnp.zeros(3)}}))
+        use(saved, abstract({"params": {"other": jnp.zeros(3)}}))
+
+
+@both
+def test_a_checkpoint_of_before_there_were_two_items_is_restored(tmp_path, restore):
+    state = make_state(7)
+    manager = ocp.CheckpointManager(tmp_path, item_handlers=ocp.StandardCheckpointHandler())
+    manager.save(7, args=ocp.args.StandardSave(state))
+    manager.close()
+    check(restore, restore(tmp_path), 7)
 
 
 @pytest.fixture
@@ -120,7 +194,7 @@ def full_disk():
     return full
 
 
-def test_a_full_disk_is_told_and_the_checkpoints_before_are_kept(saved, full_disk):
+def test_a_full_disk_is_an_error_and_the_checkpoints_before_are_kept(saved, full_disk):
     checkpoints = Checkpoints(saved, keep=3)
     with (
         full_disk(),
@@ -129,9 +203,7 @@ def test_a_full_disk_is_told_and_the_checkpoints_before_are_kept(saved, full_dis
         checkpoints.save(4, make_state(4))
         checkpoints.wait()
     checkpoints.close()
-    step, state = restore(saved)
-    assert step == 3
-    np.testing.assert_array_equal(state["params"]["kernel"], make_state(3)["params"]["kernel"])
+    check(go_on, go_on(saved), 3)
 
 
 def test_after_room_was_made_the_step_is_saved(saved, full_disk):
@@ -143,4 +215,4 @@ def test_after_room_was_made_the_step_is_saved(saved, full_disk):
     again = Checkpoints(saved, keep=3)
     again.save(4, make_state(4))
     again.close()
-    assert restore(saved)[0] == 4
+    check(go_on, go_on(saved), 4)

@@ -14,9 +14,9 @@ import pytest
 from jobs import ROOT, TIMEOUT, Job, xla_flags
 from PIL import Image
 
-from bvit import answers
-from bvit.evaluation.rows import policy_label
+from bvit.evaluation import rows as report
 from bvit.report.__main__ import main as compare_runs
+from bvit.run import Run
 
 STEPS = 8
 TINY = {
@@ -97,7 +97,7 @@ def accuracies(workdir):
     return [(row["condition"], row["policy"], row["top1"], row["top5"]) for row in rows]
 
 
-def test_a_run_tells_what_it_is_and_where_everything_lies(finished):
+def test_a_run_prints_what_it_is_and_where_everything_lies(finished):
     workdir, out, err = finished
     for word in ("devices", "parameters", "GFLOPs", "tokens", "training and", "nearest neighbour"):
         assert word in out
@@ -127,11 +127,11 @@ def test_results_hold_a_row_for_each_condition_and_policy(finished):
     assert results["config"]["train"]["steps"] == STEPS
 
 
-def test_a_run_keeps_its_answer_to_each_picture(finished):
+def test_a_run_keeps_its_answer_to_each_image(finished):
     rows = json.loads((finished[0] / "results.json").read_text())["rows"]
-    kept = answers.read(finished[0])
+    kept = Run(finished[0]).answers
     np.testing.assert_array_equal(kept.index, np.arange(rows[0]["n"]))
-    assert list(kept.ranks) == [(row["condition"], policy_label(row)) for row in rows]
+    assert list(kept.ranks) == [(row["condition"], report.policy_label(row)) for row in rows]
     for row, rank in zip(rows, kept.ranks.values(), strict=True):
         assert (np.mean(rank == 0), np.mean(rank < 5)) == (row["top1"], row["top5"])
 
@@ -141,7 +141,7 @@ def test_a_run_can_be_evaluated_again_and_stands_for_itself(finished, run, tmp_p
     settings = {"init_from": workdir, "init_head": True, "train.steps": 0, "optimizer.warmup": 0}
     code, _, err = run(again, **settings)
     assert code == 0, err
-    before, after = answers.read(workdir), answers.read(again)
+    before, after = Run(workdir).answers, Run(again).answers
     for cell, rank in before.ranks.items():
         np.testing.assert_array_equal(after.ranks[cell], rank)
     (ancestor,) = json.loads((again / "results.json").read_text())["ancestors"]
@@ -241,8 +241,8 @@ def test_processes_fail_as_one(environment, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def folder_with_a_broken_picture(tmp_path_factory):
-    """Class folders of a few pictures, one of which is no picture."""
+def folder_with_a_broken_image(tmp_path_factory):
+    """Class folders of a few images, one of which is broken."""
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for split, count in (("train", 10), ("val", 2)):
@@ -251,30 +251,30 @@ def folder_with_a_broken_picture(tmp_path_factory):
             for i in range(count):
                 pixels = rng.integers(0, 256, (40, 40, 3), np.uint8)
                 Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
-    (folder / "train" / "cat" / "7.png").write_bytes(b"not a picture")
+    (folder / "train" / "cat" / "7.png").write_bytes(b"not an image")
     return folder
 
 
-def test_an_unreadable_picture_stops_the_run_by_name(folder_with_a_broken_picture, run, tmp_path):
-    settings = {"data.name": "folder", "data.dir": folder_with_a_broken_picture}
+def test_an_unreadable_image_stops_the_run_by_name(folder_with_a_broken_image, run, tmp_path):
+    settings = {"data.name": "folder", "data.dir": folder_with_a_broken_image}
     code, _, err = run(tmp_path, **settings)
     assert code == 1
     assert "cat/7.png" in err and "data.on_error=skip" in err
     assert "Traceback" not in err
 
 
-def test_an_unreadable_picture_can_be_skipped_and_is_counted(
-    folder_with_a_broken_picture, run, tmp_path
+def test_an_unreadable_image_can_be_skipped_and_is_counted(
+    folder_with_a_broken_image, run, tmp_path
 ):
-    settings = {"data.name": "folder", "data.dir": folder_with_a_broken_picture}
+    settings = {"data.name": "folder", "data.dir": folder_with_a_broken_image}
     code, _, err = run(tmp_path, **settings, **{"data.on_error": "skip", "eval.policies": "keep"})
     assert code == 0, err
     # 8 steps of 16 of the 20 pictures: each comes six or seven times.
-    assert re.search(r"[67] unreadable pictures passed over so far", err)
+    assert re.search(r"[67] unreadable images skipped so far", err)
     assert "cat/7.png" in err
 
 
-def test_a_newest_checkpoint_that_is_damaged_is_passed_over(finished, run, tmp_path):
+def test_a_newest_checkpoint_that_is_damaged_is_skipped(finished, run, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "damaged")
     (workdir / "results.json").unlink()
     files = [path for path in (workdir / "checkpoints" / str(STEPS)).rglob("*") if path.is_file()]
@@ -342,7 +342,7 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize("name", BAD_INPUT)
-def test_bad_input_is_told_in_one_line_before_anything_compiles(run, tmp_path, name):
+def test_bad_input_is_an_error_of_one_line_before_anything_compiles(run, tmp_path, name):
     settings, word = BAD_INPUT[name]
     code, out, err = run(tmp_path / "run", devices=4, **settings)
     assert code == 2, (out, err)

@@ -57,7 +57,7 @@ def summary(results: dict[str, Any], run: Run) -> str:
     lines += [f"{name}: {100 * share:.1f} %" for name, share in results["baselines"].items()]
     lines += [
         "",
-        f"results     {run.path / 'results.json'}",
+        f"results     {run.results_file}",
         f"figures     {run.figures}",
         f"curves      tensorboard --logdir {run.path}",
     ]

@@ -50,7 +50,7 @@ def train_and_evaluate(experiment: Experiment, run: Run, signals: SignalWatch) -
       UnreadableImageError, DataWorkerError: the data can't be read.
       Interrupted: a signal came; during training, the state is saved first.
     """
-    if run.finished:
+    if run.results_file.exists():
         found = run.results
         console.say(f"This run is finished (step {found['step']}).")
     else:
