@@ -16,14 +16,13 @@ from ml_collections import ConfigDict
 from bvit import config as config_lib
 from bvit import data, sharding
 from bvit.data.subset import Subset
-from bvit.evaluation import cost
 from bvit.evaluation.baseline import histogram_nearest_neighbour
 from bvit.evaluation.evaluator import Evaluator
 from bvit.image import conditions
 from bvit.models.vit import VisionTransformer
 from bvit.optimizer import make_optimizer, make_schedule
 from bvit.run import build_model, build_policy, initial_variables
-from bvit.tokens.inputs import Policy
+from bvit.tokens import Keep, Policy
 
 # Training crops that the nearest neighbour chooses from: a quarter, which takes seconds to read.
 BASELINE_IMAGES = 4096
@@ -96,20 +95,7 @@ def prepare(config: ConfigDict) -> Experiment:
         build_policy(c, model, text) for text in config_lib.words(c.tokens.policy)
     )
     policies = tuple(build_policy(c, model, text) for text in config_lib.words(c.eval.policies))
-    if any(policy.budgets for policy in train_policies):
-        raise ValueError(
-            "auto is a budget to evaluate with: train with several that each step draws from, as "
-            "tokens.policy=keep,merge:0.5,merge:0.25."
-        )
-    if any(policy.budgets for policy in policies) and jax.process_count() > 1:
-        raise ValueError(
-            "auto sorts images by budget on one host, and there are "
-            f"{jax.process_count()} processes: name budgets in eval.policies, as merge:0.5."
-        )
     _check_full_pass(c, model, train_policies)
-    for policy in (*train_policies, *policies):
-        for static in policy.static:  # a budget that can't be is an error here
-            cost.num_tokens(model, static, c.data.image_size)
     total_steps = _total_steps(c, len(train_source))
     _check_profile(c.profile.steps, total_steps)
     schedule, optimizer = _optimizer(c, total_steps)
@@ -142,10 +128,6 @@ def _check_values(c: ConfigDict) -> None:
         "tokens.policy": (bool(config_lib.words(c.tokens.policy)), "at least one, as keep"),
         "train.distill": (c.train.distill >= 0, "a weight, 0 (off) or more"),
         "train.distill_temperature": (c.train.distill_temperature > 0, "above 0"),
-        "tokens.adaptive_budgets": (
-            len(c.tokens.adaptive_budgets) > 0,
-            "at least one share, as (0.25, 0.5, 1.0)",
-        ),
         "seed": (c.seed >= 0, "0 or more"),
         "data.crop_scale": (0 < low <= high <= 1, "a range within (0, 1], as (0.08, 1.0)"),
         "data.on_error": (c.data.on_error in ("raise", "skip"), "raise or skip"),
@@ -170,7 +152,7 @@ def _check_full_pass(c: ConfigDict, model: nn.Module, policies: tuple[Policy, ..
             f"{setting} runs a ViT with every token besides one with fewer, and {c.model.name} has "
             f"none: set it to {'0' if c.train.distill else 'False'}, or train a ViT."
         )
-    if all(policy.name == "keep" for policy in policies):
+    if all(policy == Keep() for policy in policies):
         raise ValueError(
             f"{setting} needs a policy to train besides keep: got tokens.policy="
             f"{c.tokens.policy}; add one, as keep,merge:0.5."
@@ -321,7 +303,6 @@ def make_evaluator(experiment: Experiment) -> Evaluator:
         policies=experiment.policies,
         num_images=len(experiment.test_source),
         image_size=c.data.image_size,
-        batch_size=c.eval.batch_size,
         mean=tuple(c.data.mean),
         std=tuple(c.data.std),
         seed=c.seed,

@@ -24,10 +24,9 @@ from jax import export as jax_export
 from jaxtyping import Array, Float, PyTree
 from safetensors.numpy import load_file, save_file
 
-from bvit import runs
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.classify import classify
-from bvit.runs import TrainedRun
+from bvit.run import Run
 from bvit.tokens import Policy
 
 PROGRAM, PARAMETERS, ABOUT = "model.stablehlo", "parameters.safetensors", "about.json"
@@ -57,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     options = parser.parse_args(arguments)
     try:
-        run = runs.load(options.run)
+        run = Run(options.run).load()
         difference = export(run, run.policy(options.policy), options.to)
     except (ValueError, OSError) as error:
         fail(str(error), EXIT_BAD_INPUT)
@@ -71,11 +70,11 @@ def main(arguments: Sequence[str]) -> None:
     )
 
 
-def export(run: TrainedRun, policy: Policy, folder: Path) -> float:
+def export(run: Run, policy: Policy, folder: Path) -> float:
     """Writes a trained model as a StableHLO program and its parameters; reads them back and checks.
 
     Args:
-      run: of `bvit.runs.load`.
+      run: of `bvit.run.Run.load`.
       policy: what becomes of blurry patches.
       folder: where to write; files of an earlier export are overwritten.
 
@@ -106,14 +105,14 @@ def export(run: TrainedRun, policy: Policy, folder: Path) -> float:
 
 
 def _logits(
-    run: TrainedRun, policy: Policy, variables: PyTree, image: Float[Array, "n h w 3"]
+    run: Run, policy: Policy, variables: PyTree, image: Float[Array, "n h w 3"]
 ) -> Float[Array, "n classes"]:
     """Pixels in [0, 1] to logits."""
     mean, std = tuple(run.config.data.mean), tuple(run.config.data.std)
     return classify(run.model, variables, image, policy, mean=mean, std=std)
 
 
-def _by_name(run: TrainedRun, policy: Policy) -> Callable[[dict[str, Array], Array], Array]:
+def _by_name(run: Run, policy: Policy) -> Callable[[dict[str, Array], Array], Array]:
     """(parameters by name, pixels) → logits, for any number of pictures.
 
     The models are written for batches of a known size. Mapped over single pictures, they never see
@@ -127,7 +126,7 @@ def _by_name(run: TrainedRun, policy: Policy) -> Callable[[dict[str, Array], Arr
     return call
 
 
-def _about(run: TrainedRun, policy: Policy) -> dict[str, object]:
+def _about(run: Run, policy: Policy) -> dict[str, object]:
     size = run.config.data.image_size
     return {
         "input": f"float32 [n, {size}, {size}, 3], RGB in [0, 1]",
@@ -141,7 +140,7 @@ def _about(run: TrainedRun, policy: Policy) -> dict[str, object]:
     }
 
 
-def _check(run: TrainedRun, policy: Policy, folder: Path) -> float:
+def _check(run: Run, policy: Policy, folder: Path) -> float:
     program = jax_export.deserialize((folder / PROGRAM).read_bytes())
     size = run.config.data.image_size
     pixels = np.random.default_rng(0).random((TRIED, size, size, 3), np.float32)

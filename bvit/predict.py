@@ -22,15 +22,15 @@ from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
-from bvit import runs, stopping
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.data import UnreadableImageError
 from bvit.data.listing import list_pictures, read_ahead
 from bvit.data.pipeline import RESIZE_RATIO
-from bvit.evaluation import rows as report
 from bvit.evaluation.predictions import Predictions, Predictor
+from bvit.evaluation.rows import align
 from bvit.interrupt import Interrupted, SignalWatch
 from bvit.report.overlays import draw
+from bvit.run import Run
 from bvit.tokens import Policy
 
 EXIT_UNREADABLE = 1
@@ -89,7 +89,7 @@ def predict(options: argparse.Namespace) -> dict[str, str]:
       ValueError: the run can't be used, or can't follow the policy.
     """
     paths, failures = list_pictures(options.pictures, sys.stdin)
-    run = runs.load(options.run)
+    run = Run(options.run).load()
     c = run.config
     policy = run.policy(options.policy)
     predictor = Predictor(
@@ -175,7 +175,7 @@ class Table:
     def close(self) -> None:
         """Prints them."""
         if len(self._lines) > 1:
-            print(report.align(self._lines))
+            print(align(self._lines))
 
 
 class Csv:

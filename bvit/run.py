@@ -33,17 +33,15 @@ from ml_collections import ConfigDict
 from bvit import config as config_lib
 from bvit import distributed, models, sharding
 from bvit.checkpoint import Checkpoints
-from bvit.evaluation.evaluate import Outcome
+from bvit.classify import check
+from bvit.evaluation.evaluator import EvalResult
 from bvit.models import pretrained
-from bvit.models.vit import VisionTransformer
-from bvit.tokens.inputs import Policy, parse_policy
+from bvit.tokens import Policy, parse
 
 METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 # In answers.npz: the indices of the images, and what separates a condition from a policy in a key,
 # "region|merge:72". Neither name contains it.
 INDEX, SEPARATOR = "index", "|"
-# The patches that `zero` masks for a CNN, which has none of its own: the paper's ViT has 16 px.
-CNN_PATCH_SIZE = 16
 
 Cell = tuple[str, str]
 
@@ -201,7 +199,7 @@ class Run:
         """Writes classes.json."""
         write_json(self.path / "classes.json", names)
 
-    def write_answers(self, outcomes: Sequence[Outcome]) -> None:
+    def write_answers(self, outcomes: Sequence[EvalResult]) -> None:
         """Writes answers.npz.
 
         An image takes at most a byte for each condition and policy (two with more than 255 classes)
@@ -290,28 +288,14 @@ def _model_options(config: ConfigDict) -> dict[str, Any]:
 
 
 def build_policy(config: ConfigDict, model: nn.Module, text: str) -> Policy:
-    """Reads a policy as people type it ("merge:31"), with a config's score, threshold and budget.
+    """Reads a policy as people type it, with a config's focus measure and threshold.
 
     Raises:
-      ValueError: there is no such policy, or the model has no tokens to leave out.
+      ValueError: there is no such policy, or the model can't follow it.
     """
-    c, is_vit = config, isinstance(model, VisionTransformer)
-    patch_size = model.patch_size if is_vit else CNN_PATCH_SIZE
-    policy = parse_policy(
-        text,
-        grid=(c.data.image_size // patch_size,) * 2,
-        patch_size=patch_size,
-        default_budget=c.tokens.budget,
-        score=c.tokens.score,
-        threshold=c.tokens.threshold,
-        shares=tuple(c.tokens.adaptive_budgets),
-        zero_at=c.tokens.zero_at,
-    )
-    if not is_vit and policy.name not in ("keep", "zero"):
-        raise ValueError(
-            f"policy {policy.name} leaves tokens out, and {c.model.name} has none: "
-            "use keep or zero, or a ViT."
-        )
+    c = config.tokens
+    policy = parse(text, score=c.score, threshold=c.threshold, zero_at=c.zero_at)
+    check(model, policy)
     return policy
 
 

@@ -34,9 +34,9 @@ from bvit.checkpoint import Checkpoints
 from bvit.data.decode import random_resized_crop
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD
 from bvit.optimizer import make_optimizer
-from bvit.tokens.inputs import Policy
+from bvit.tokens import parse
 from bvit.training.state import create_state
-from bvit.training.step import Recipe, make_train_step
+from bvit.training.step import Hyperparameters, make_train_step
 
 MODEL, SIZE, CLASSES = "vit_base_patch16_224", 224, 1000
 REPEATS = 5
@@ -57,14 +57,14 @@ def step(topology: str, batch_size: int, fsdp: int, tensor: int, accumulate: int
     mesh = sharding.make_mesh(fsdp=fsdp, tensor=tensor, devices=list(devices))
     optimizer = make_optimizer("adamw", optax.constant_schedule(1e-3), weight_decay=0.1)
     model, create = state_maker(optimizer)
-    recipe = Recipe(
+    hyper = Hyperparameters(
         condition="mix",
-        policy=Policy("keep"),
+        policy=parse("keep"),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         accumulate=accumulate,
     )
-    train = make_train_step(model, optimizer, recipe, num_classes=CLASSES, mesh=mesh)
+    train = make_train_step(model, optimizer, hyper, num_classes=CLASSES, mesh=mesh)
 
     def shape(leaf, place):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)

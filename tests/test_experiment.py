@@ -33,7 +33,6 @@ def test_evaluation_alone_needs_weights():
         ("data.on_error", "ignore"),
         ("data.resize", 63),
         ("model.dtype", "float31"),
-        ("tokens.adaptive_budgets", ()),
         ("train.distill", -0.5),
         ("train.distill_temperature", 0.0),
     ],
@@ -58,16 +57,6 @@ def test_a_full_pass_needs_tokens_to_leave_out(name, arguments, policies, messag
     config.update_from_flattened_dict({setting: on, "tokens.policy": policies})
     message = message.format(setting)
     with pytest.raises(ValueError, match=message):
-        prepare(config)
-
-
-def test_a_budget_that_follows_from_the_image_is_to_evaluate_with():
-    config = vit_mask.get_config()
-    config.eval.policies = "keep,merge:auto"
-    config.tokens.adaptive_budgets = (0.25, 1.0)
-    assert prepare(config).policies[1].budgets == (16, 64)
-    config.tokens.policy = "keep,merge:auto"
-    with pytest.raises(ValueError, match="auto is a budget to evaluate with"):
         prepare(config)
 
 

@@ -9,9 +9,8 @@ from safetensors.numpy import load_file, save_file
 from trained import CLASSES, SIZE, run_directory
 
 from bvit import export
-from bvit.image.pixels import normalize
+from bvit.classify import classify
 from bvit.run import Run
-from bvit.tokens import plans as tokens
 
 # As the documentation says, in a process that has no bvit.
 READER = """
@@ -41,9 +40,9 @@ def test_what_is_written_gives_the_models_logits_without_bvit(exported):
     np.save(exported / "pixels.npy", pixels)
     subprocess.run([sys.executable, "-c", READER, exported], check=True, cwd=exported)
     run = Run(run_directory()).load()
-    plan = tokens.plan(pixels, patch_size=8, policy="merge", budget=7)  # what the run trained with
-    inputs = normalize(pixels, tuple(run.config.data.mean), tuple(run.config.data.std))
-    want = jax.jit(run.model.apply)(run.variables, inputs, plan=plan)
+    mean, std = tuple(run.config.data.mean), tuple(run.config.data.std)
+    # The policy that the run trained with.
+    want = classify(run.model, run.variables, pixels, "merge:7", mean=mean, std=std)
     for n in (1, 5):
         got = np.load(exported / f"logits{n}.npy")
         np.testing.assert_allclose(got, want[:n], rtol=1e-4, atol=1e-5)

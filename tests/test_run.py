@@ -9,13 +9,12 @@ from trained import CLASSES, SIZE, run_directory
 
 from bvit import config as config_lib
 from bvit import data, optimizer, sharding
-from bvit.evaluation.evaluate import Outcome
-from bvit.evaluation.evaluator import Evaluator
+from bvit.evaluation.evaluator import EvalResult, Evaluator
 from bvit.run import Run, ancestors, initial_variables, whole, write_json
-from bvit.tokens.inputs import Policy
+from bvit.tokens import parse
 
 CONFIG = {"seed": 1, "train": {"steps": 10}, "mesh": {"data": -1}}
-KEEP, MERGE = Policy("keep"), Policy("merge", budget=72)
+KEEP, MERGE = parse("keep"), parse("merge:72")
 IMAGENET = 50_000, 1000  # images, classes
 
 
@@ -71,7 +70,7 @@ def test_two_processes_do_not_share_a_run(tmp_path):
 
 
 def outcomes(index, ranks):
-    return [Outcome(name, policy, index, rank) for (name, policy), rank in ranks.items()]
+    return [EvalResult(name, policy, index, rank) for (name, policy), rank in ranks.items()]
 
 
 def test_ranks_come_back_under_condition_and_policy(tmp_path):

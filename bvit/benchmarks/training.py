@@ -18,9 +18,9 @@ from bvit.evaluation import cost
 from bvit.image.conditions import apply_condition, indexed_keys
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD, to_float
 from bvit.optimizer import make_optimizer
-from bvit.tokens.inputs import Policy, parse_policy
+from bvit.tokens import parse
 from bvit.training.state import TrainState, create_state
-from bvit.training.step import Recipe, make_train_step
+from bvit.training.step import Hyperparameters, make_train_step
 
 SIZE, PATCH = 224, 16
 # Those that targets are stated for: on an accelerator, and on a CPU, where ViT-B takes minutes.
@@ -35,14 +35,14 @@ class Step:
 
     Attributes:
       model: what is trained.
-      recipe: how a batch is treated.
+      hyper: how a batch is treated.
       mesh: the devices.
       state: of the model and AdamW, before the first step.
       batch: pictures and labels, on the devices.
     """
 
     model: nn.Module
-    recipe: Recipe
+    hyper: Hyperparameters
     mesh: Mesh
     state: TrainState
     batch: dict[str, Array]
@@ -50,7 +50,7 @@ class Step:
     def jitted(self) -> Callable:
         """The step as the training loop compiles it: its state is donated."""
         step = make_train_step(
-            self.model, _optimizer(), self.recipe, num_classes=CLASSES, mesh=self.mesh
+            self.model, _optimizer(), self.hyper, num_classes=CLASSES, mesh=self.mesh
         )
         return jax.jit(step, donate_argnums=0)
 
@@ -69,7 +69,7 @@ class Step:
         """Operations of the model in a step: three times its forward pass. Blur is left out."""
         count, size = self.batch["image"].shape[:2]
         variables = self.state.eval_variables
-        forward = cost.gflops(self.model, variables, self.recipe.policy, size)
+        forward = cost.gflops(self.model, variables, self.hyper.policy, size)
         return TRAINING_FLOPS * count * 1e9 * forward
 
 
@@ -88,9 +88,9 @@ def make_step(
     if name.startswith("vit"):
         overrides["image_size"] = size
     model = models.create(name, num_classes=CLASSES, dtype=compute_dtype(), **overrides)
-    recipe = Recipe(
+    hyper = Hyperparameters(
         condition=condition,
-        policy=_policy(policy, size),
+        policy=parse(policy),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )
@@ -104,11 +104,7 @@ def make_step(
         "label": rng.integers(0, CLASSES, batch_size).astype(np.int32),
     }
     batch = jax.device_put(batch, sharding.batch_sharding(mesh))
-    return Step(model, recipe, mesh, create(jax.random.key(0)), batch)
-
-
-def _policy(text: str, size: int) -> Policy:
-    return parse_policy(text, grid=(size // PATCH,) * 2, patch_size=PATCH)
+    return Step(model, hyper, mesh, create(jax.random.key(0)), batch)
 
 
 def _optimizer() -> optax.GradientTransformation:

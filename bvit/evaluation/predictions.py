@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped, UInt8
 
 from bvit.classify import check, num_tokens, patch_size
 from bvit.evaluation.evaluator import make_classify, make_shown
+from bvit.image.focus_measures import FOCUS_MEASURES, own_threshold
 from bvit.image.pixels import to_float
-from bvit.image.scores import SCORES, own_threshold
 from bvit.image.sigma import estimate_sigma
 from bvit.sharding import make_mesh
 from bvit.tokens import Policy
@@ -132,5 +132,5 @@ def _blur(
 ) -> Float[Array, "n 2"]:
     """The share of blurry patches, and the estimated sigma."""
     del index
-    blurry = SCORES[score](image, patch_size=side) < threshold
+    blurry = FOCUS_MEASURES[score](image, patch_size=side) < threshold
     return jnp.stack([blurry.mean(axis=(1, 2)), estimate_sigma(image)], axis=1)

@@ -32,7 +32,7 @@ from bvit import config as config_lib
 from bvit import data, sharding
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.evaluation import cost
-from bvit.evaluation.evaluate import make_classify, make_corrupt
+from bvit.evaluation.evaluator import make_classify, make_corrupt
 from bvit.evaluation.statistics import paired_difference, wilson_interval
 from bvit.image.conditions import DEBLURRING, split_deblurring
 from bvit.image.deblur import deblur_gaussian
@@ -40,7 +40,7 @@ from bvit.image.pixels import to_float
 from bvit.report import formats, plots
 from bvit.report.tables import NOT_RUN
 from bvit.run import Run
-from bvit.tokens.inputs import Policy
+from bvit.tokens import Policy
 
 DIRECT = "direct"
 # The sigma that deblurring is timed with where it needs one; no time depends on it.

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from bvit.image.scores import DEFAULT_SCORE, own_threshold
+from bvit.image.focus_measures import DEFAULT_MEASURE, own_threshold
 from bvit.tokens.atc import Atc
 from bvit.tokens.cluster import Cluster
 from bvit.tokens.drop import Drop
@@ -33,7 +33,7 @@ CONFIGURED = ("score", "zero_at")
 def parse(
     text: str,
     *,
-    score: str = DEFAULT_SCORE,
+    score: str = DEFAULT_MEASURE,
     threshold: float | None = None,
     zero_at: str = "pixels",
 ) -> Policy:
@@ -50,7 +50,8 @@ def parse(
 
     Args:
       text: the policy.
-      score: the focus measure that patches are ranked by, a name in `bvit.image.scores.SCORES`.
+      score: the focus measure that patches are ranked by, a name in
+        `bvit.image.focus_measures.FOCUS_MEASURES`.
       threshold: for `zero:threshold`; for `zero` if `score` is "laplacian". None: the measure's
         own.
       zero_at: where `zero` writes zeros, see `bvit.tokens.Zero`.

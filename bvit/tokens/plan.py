@@ -16,8 +16,8 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from bvit.image.checks import check_name
+from bvit.image.focus_measures import DEFAULT_MEASURE, FOCUS_MEASURES
 from bvit.image.patches import halve, patchify
-from bvit.image.scores import DEFAULT_SCORE, SCORES
 from bvit.tokens.policy import Attention, BudgetPolicy, Pixels, Tokens, ViTShape, with_prefix
 
 
@@ -128,15 +128,15 @@ class RankedPolicy(TilePolicy):
     """Base of those that rank patches by a focus measure.
 
     Attributes:
-      score: the focus measure, a name in `bvit.image.scores.SCORES`.
+      score: the focus measure, a name in `bvit.image.focus_measures.FOCUS_MEASURES`.
     """
 
-    score: str = DEFAULT_SCORE
+    score: str = DEFAULT_MEASURE
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_name("score", self.score, SCORES)
+        check_name("score", self.score, FOCUS_MEASURES)
 
     def measure(self, image: Pixels, vit: ViTShape) -> Float[Array, "*b rows columns"]:
         """The focus measure of each patch."""
-        return SCORES[self.score](image, patch_size=vit.patch_size)
+        return FOCUS_MEASURES[self.score](image, patch_size=vit.patch_size)

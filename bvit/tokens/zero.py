@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from bvit.image.checks import check_name
 from bvit.image.focus import PAPER_THRESHOLD, mask_patches, patch_mask
-from bvit.image.scores import SCORES, own_threshold
+from bvit.image.focus_measures import FOCUS_MEASURES, own_threshold
 from bvit.tokens.policy import Budget, Pixels, Policy, check_budget
 from bvit.tokens.ranking import best
 
@@ -23,8 +23,8 @@ class Zero(Policy):
     Attributes:
       budget: patches that are left, those with the highest focus measure: a number, or a share of
         the patches; None: all that reach the threshold.
-      score: the focus measure, a name in `bvit.image.scores.SCORES`; None: the variance of the
-        Laplacian, as in the paper.
+      score: the focus measure, a name in `bvit.image.focus_measures.FOCUS_MEASURES`; None: the
+        variance of the Laplacian, as in the paper.
       threshold: the least focus measure of a patch that is left, without a budget; None: the
         paper's 100 for the Laplacian, or the measure's own.
       zero_at: write 0 into the "pixels" (black, as the paper says) or into the "normalized" image
@@ -41,7 +41,7 @@ class Zero(Policy):
 
     def __post_init__(self) -> None:
         if self.score is not None:
-            check_name("score", self.score, SCORES)
+            check_name("score", self.score, FOCUS_MEASURES)
         if self.zero_at not in ZERO_AT:
             raise ValueError(f"zero_at must be one of {', '.join(ZERO_AT)}: got {self.zero_at!r}.")
         if self.budget is not None:
@@ -76,7 +76,7 @@ class Zero(Policy):
             threshold = PAPER_THRESHOLD if self.threshold is None else self.threshold
             return patch_mask(image, patch_size=patch_size, threshold=threshold)
         score = self.score or "laplacian"
-        measure = SCORES[score](image, patch_size=patch_size)
+        measure = FOCUS_MEASURES[score](image, patch_size=patch_size)
         if self.budget is None:
             return measure >= (own_threshold(score) if self.threshold is None else self.threshold)
         *batch, rows, columns = measure.shape

@@ -5,11 +5,11 @@ from typing import Any
 import jax
 
 from bvit import distributed, sharding
+from bvit.classify import num_tokens
 from bvit.evaluation import cost, imagenet_c
 from bvit.evaluation.rows import align, format_table
 from bvit.experiment import Experiment
 from bvit.run import Run
-from bvit.tokens.inputs import Policy
 from bvit.training.state import TrainState
 
 
@@ -22,7 +22,10 @@ def say(text: str) -> None:
 def introduction(experiment: Experiment, state: TrainState) -> str:
     """Devices, model, cost of an image, data and length of the training."""
     c, mesh = experiment.config, experiment.mesh
-    tokens = {p.label: _tokens(experiment, p) for p in experiment.policies}
+    tokens = {
+        policy.label: num_tokens(experiment.model, policy, c.data.image_size)
+        for policy in experiment.policies
+    }
     forward = cost.gflops(
         experiment.model, state.eval_variables, experiment.train_policies[0], c.data.image_size
     )
@@ -34,19 +37,13 @@ def introduction(experiment: Experiment, state: TrainState) -> str:
             f"model       {c.model.name}, {state.num_parameters:,} parameters",
             f"state       {sharding.describe(state, mesh)}",
             f"an image    {c.data.image_size} px, {forward:.3f} GFLOPs, tokens "
-            + ", ".join(f"{label} {count}" for label, count in tokens.items()),
+            + ", ".join(f"{label} {count:.3g}" for label, count in tokens.items()),
             f"data        {c.data.name}: {len(experiment.train_source):,} training and "
             f"{len(experiment.test_source):,} test images, {experiment.num_classes} classes",
             f"training    {experiment.total_steps:,} steps of {c.train.batch_size} images, "
             f"{c.train.condition}",
         ]
     )
-
-
-def _tokens(experiment: Experiment, policy: Policy) -> str:
-    size = experiment.config.data.image_size
-    counts = [cost.num_tokens(experiment.model, one, size) for one in policy.static]
-    return " to ".join(f"{count:.3g}" for count in dict.fromkeys((counts[0], counts[-1])))
 
 
 def summary(results: dict[str, Any], run: Run) -> str:

@@ -16,20 +16,19 @@ from jaxtyping import Array
 from bvit import distributed, sharding
 from bvit import experiment as experiment_lib
 from bvit.checkpoint import Checkpoints
-from bvit.evaluation import evaluate
-from bvit.evaluation.evaluator import Evaluator
+from bvit.evaluation.evaluator import Evaluator, put_batch
 from bvit.evaluation.rows import make_rows
 from bvit.experiment import Experiment
 from bvit.interrupt import Interrupted, SignalWatch
 from bvit.run import Run
-from bvit.tokens.inputs import Policy
+from bvit.tokens import Policy
 from bvit.training import console, results
 from bvit.training.feed import Feed
 from bvit.training.meter import Meter
 from bvit.training.metrics import MetricsWriter
 from bvit.training.profile import StepTrace
 from bvit.training.state import TrainState, create_state
-from bvit.training.step import Metrics, Recipe, make_train_step
+from bvit.training.step import Hyperparameters, Metrics, make_train_step
 
 
 def train_and_evaluate(experiment: Experiment, run: Run, signals: SignalWatch) -> dict[str, Any]:
@@ -72,9 +71,8 @@ def _run(experiment: Experiment, run: Run, signals: SignalWatch) -> dict[str, An
         with contextlib.closing(writer), contextlib.closing(trace):
             if is_main:
                 run.write_class_names(experiment.train_source.class_names)
-            if is_main and not step:
-                results.show_samples(experiment, writer, run.figures)
             state = train(experiment, state, checkpoints, writer, trace, evaluator, signals)
+            results.show_samples(experiment, state, writer, run.figures)
             outcomes = evaluator(state.eval_variables)
             found = results.gather(experiment, state, evaluator, outcomes)
             if is_main:
@@ -138,7 +136,7 @@ def train(
     pending = None
     with contextlib.closing(feed), contextlib.closing(meter), signals.held():
         for step in range(start + 1, total + 1):
-            batch = evaluate.put_batch(meter.wait_for(feed), experiment.mesh)
+            batch = put_batch(meter.wait_for(feed), experiment.mesh)
             update = updates[_draw(c.seed, step, len(updates))]
             state, metrics = trace.run(step, update, state, batch)
             metrics["signal"] = distributed.greatest(signals.received, experiment.mesh)
@@ -173,7 +171,7 @@ def _compile_step(
     step = make_train_step(
         experiment.model,
         experiment.optimizer,
-        _recipe(experiment, policy),
+        _hyperparameters(experiment, policy),
         num_classes=experiment.num_classes,
         mesh=mesh,
     )
@@ -198,9 +196,9 @@ def _compile_step(
     return lambda state, batch: compiled(state, {name: batch[name] for name in ("image", "label")})
 
 
-def _recipe(experiment: Experiment, policy: Policy) -> Recipe:
+def _hyperparameters(experiment: Experiment, policy: Policy) -> Hyperparameters:
     c = experiment.config
-    return Recipe(
+    return Hyperparameters(
         condition=c.train.condition,
         policy=policy,
         mean=tuple(c.data.mean),

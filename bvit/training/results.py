@@ -5,50 +5,72 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array
 
 from bvit import config as config_lib
+from bvit import distributed, sharding
 from bvit import experiment as experiment_lib
-from bvit import sharding
-from bvit.evaluation import evaluate, imagenet_c
-from bvit.evaluation.evaluator import Evaluator
+from bvit.evaluation import imagenet_c
+from bvit.evaluation.evaluator import EvalResult, Evaluator, make_corrupt, make_shown
 from bvit.evaluation.rows import Row, make_rows, policy_label
 from bvit.experiment import Experiment
 from bvit.report import comparison, overlays, plots
 from bvit.run import Run, ancestors
-from bvit.tokens.inputs import SHOW_EVERYTHING, shown_levels
+from bvit.tokens import Keep
 from bvit.training.metrics import MetricsWriter
 from bvit.training.state import TrainState
 
 SAMPLES = 6  # test images that are shown with what the policies do to them
 
 
-def show_samples(experiment: Experiment, writer: MetricsWriter, folder: Path) -> None:
-    """Draws a few test images under each condition, and what each policy does with them."""
+def show_samples(
+    experiment: Experiment, state: TrainState, writer: MetricsWriter, folder: Path
+) -> None:
+    """Draws a few test images under each condition, and what each policy shows of them.
+
+    All processes take part; the first one draws.
+    """
+    c, mesh = experiment.config, experiment.mesh
     batch = experiment_lib.sample_batch(experiment, SAMPLES)
-    one_device = sharding.make_mesh(devices=jax.local_devices()[:1])
-    keys = jax.random.split(jax.random.key(experiment.config.seed), len(batch["index"]))
+    count = len(batch["index"])
+    padded = count + -count % sharding.batch_shares(mesh)
+    image, index = (
+        sharding.put_whole(np.resize(batch[name], (padded, *batch[name].shape[1:])), mesh)
+        for name in ("image", "index")
+    )
+    options = {"mean": tuple(c.data.mean), "std": tuple(c.data.std), "seed": c.seed}
+    drawn = {
+        policy.label: make_shown(experiment.model, policy, **options)
+        for policy in experiment.policies
+        if policy != Keep()
+    }
     for name in experiment.conditions:
-        corrupt = evaluate.make_corrupt(name, seed=experiment.config.seed, mesh=one_device)
-        image = corrupt(batch["image"], batch["index"])
-        levels = {
-            policy.label: np.asarray(shown_levels(image, policy, keys=keys))
-            for policy in experiment.policies
-            if policy.name not in SHOW_EVERYTHING
+        pixels = make_corrupt(name, seed=c.seed, mesh=mesh)(image, index)
+        where = {
+            label: _on_host(shown(state.eval_variables, pixels, index))[:count]
+            for label, shown in drawn.items()
         }
-        figure = overlays.sheet(np.asarray(image), levels)
-        writer.image(0, f"samples/{name}", plots.pixels(figure))
-        figure.savefig(folder / f"samples_{name.replace(':', '_')}.png", dpi=100)
+        pixels = _on_host(pixels)[:count]
+        if distributed.is_main():
+            figure = overlays.sheet(pixels, where)
+            writer.image(int(state.step), f"samples/{name}", plots.pixels(figure))
+            figure.savefig(folder / f"samples_{name.replace(':', '_')}.png", dpi=100)
+
+
+def _on_host(array: Array) -> np.ndarray:
+    return multihost_utils.process_allgather(array, tiled=True)
 
 
 def gather(
     experiment: Experiment,
     state: TrainState,
     evaluator: Evaluator,
-    outcomes: list[evaluate.Outcome],
+    found: list[EvalResult],
 ) -> dict[str, Any]:
     """The contents of `results.json`, from what the evaluator found for the trained state."""
     evaluator.measure(state.eval_variables)
-    rows = make_rows(outcomes, evaluator.costs)
+    rows = make_rows(found, evaluator.costs)
     return {
         "rows": rows,
         "imagenet_c": imagenet_c.summarize(rows),
@@ -64,7 +86,7 @@ def gather(
 
 def write(
     results: dict[str, Any],
-    outcomes: list[evaluate.Outcome],
+    found: list[EvalResult],
     run: Run,
     writer: MetricsWriter,
 ) -> None:
@@ -80,7 +102,7 @@ def write(
     for name, figure in plots.draw({"": results["rows"]}, {"": [run.metrics]}).items():
         figure.savefig(run.figures / f"{name}.png", dpi=150)
         writer.image(results["step"], f"figures/{name}", plots.pixels(figure))
-    run.write_answers(outcomes)
+    run.write_answers(found)
     run.write_results(results)
 
 

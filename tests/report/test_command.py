@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bvit.evaluation.evaluate import Outcome
+from bvit.evaluation.evaluator import EvalResult
 from bvit.report import __main__ as report
 from bvit.report import paper, plots
 from bvit.report.comparison import group
 from bvit.report.tables import NOT_RUN
 from bvit.run import Run
-from bvit.tokens.inputs import Policy
+from bvit.tokens import parse
 
 
 def result(model, *, condition="mix", init_from="", steps=10, seed=0, rows=(), **train):
@@ -220,11 +220,11 @@ def test_the_matrix_has_a_row_for_what_differs_and_a_column_for_a_condition(runs
 def answered(runs):
     """The same runs, with answers: under keep mix is right on 6 of 10 images, blur on 5."""
     for path in runs.iterdir():
-        policies = {Policy("keep"): 6 if "mix" in path.name else 5, Policy("drop", budget=8): 4}
+        policies = {parse("keep"): 6 if "mix" in path.name else 5, parse("drop:8"): 4}
         ranks = {policy: np.arange(1000) % 10 >= right for policy, right in policies.items()}
         index = np.arange(1000)
         Run(path).write_answers(
-            [Outcome("region", policy, index, r) for policy, r in ranks.items()]
+            [EvalResult("region", policy, index, r) for policy, r in ranks.items()]
         )
     return runs
 

@@ -3,14 +3,14 @@ import re
 import numpy as np
 import pytest
 
-from bvit.evaluation.evaluate import Outcome
+from bvit.evaluation.evaluator import EvalResult
 from bvit.report import pairing
 from bvit.report.comparison import group
 from bvit.run import Run
-from bvit.tokens.inputs import Policy
+from bvit.tokens import parse
 
 IMAGES = 400
-KEEP, MERGE = Policy("keep"), Policy("merge", budget=7)
+KEEP, MERGE = parse("keep"), parse("merge:7")
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def make_run(tmp_path):
         run = Run(tmp_path / name)
         run.path.mkdir()
         if cells is not None:
-            outcomes = [Outcome(*cell, index, rng.integers(0, 3, len(index))) for cell in cells]
+            outcomes = [EvalResult(*cell, index, rng.integers(0, 3, len(index))) for cell in cells]
             run.write_answers(outcomes)
         config = {"seed": seed, "model": {"name": "vit"}, **settings}
         run.results = {"config": config, "seed": seed, "step": 1, "rows": []}

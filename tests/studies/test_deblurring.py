@@ -16,7 +16,7 @@ from trained import CLASSES, SIZE, run_directory, write_picture
 from bvit import config as config_lib
 from bvit import experiment as setup
 from bvit import sharding
-from bvit.evaluation.evaluate import make_corrupt
+from bvit.evaluation.evaluator import make_corrupt
 from bvit.interrupt import SignalWatch
 from bvit.run import Run
 from bvit.studies import deblurring

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bvit.image.scores import SCORES, relative_detail
+from bvit.image.focus_measures import FOCUS_MEASURES, relative_detail
 from bvit.tokens import ViTShape, parse
 
 PATCH = 4
@@ -86,10 +86,10 @@ def test_equal_measures_go_in_raster_order():
     np.testing.assert_array_equal(draw("merge:30", flat).tile[0, 4:8], [12, 13, 14, 15])
 
 
-@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("score", FOCUS_MEASURES)
 def test_merge_keeps_the_blocks_with_the_highest_mean(score):
     plan = parse("merge:39", score=score).plan(IMAGES, VIT)
-    measure = np.asarray(SCORES[score](IMAGES, patch_size=PATCH)).reshape(3, 4, 2, 6, 2)
+    measure = np.asarray(FOCUS_MEASURES[score](IMAGES, patch_size=PATCH)).reshape(3, 4, 2, 6, 2)
     best = np.argsort(-measure.mean((2, 4)).reshape(3, -1), kind="stable")[:, :5]
     merged = np.setdiff1d(np.arange(24), best[0])
     np.testing.assert_array_equal(np.sort(plan.tile[0, 20:]), COUNT + merged)

@@ -7,8 +7,8 @@ import pytest
 
 from bvit.classify import classify, forward, prepare, shown
 from bvit.image.focus import mask_patches, patch_mask
+from bvit.image.focus_measures import FOCUS_MEASURES, THRESHOLDS
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
-from bvit.image.scores import SCORES, THRESHOLDS
 from bvit.models.vit import VisionTransformer
 from bvit.tokens import POLICIES, Keep, ViTShape, mean_tokens, operations, parse
 
@@ -143,7 +143,7 @@ def test_zero_masks_before_or_after_normalisation(vit, images, zero_at):
 def test_zero_leaves_what_reaches_a_threshold_or_the_best(images):
     image = images[0]
     for score in ("relative", "reblur"):
-        measure = SCORES[score](image, patch_size=PATCH)
+        measure = FOCUS_MEASURES[score](image, patch_size=PATCH)
         kept = parse("zero:threshold", score=score).kept(image, patch_size=PATCH)
         np.testing.assert_array_equal(kept, measure >= THRESHOLDS[score])
     best = np.asarray(parse("zero:10", score="reblur").kept(image, patch_size=PATCH))

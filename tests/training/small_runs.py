@@ -12,13 +12,13 @@ from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD
 from bvit.models.resnet import BasicBlock, ResNet
 from bvit.models.vit import VisionTransformer
 from bvit.optimizer import make_optimizer
-from bvit.tokens.inputs import Policy
+from bvit.tokens import parse
 from bvit.training.state import create_state
-from bvit.training.step import Recipe, make_train_step
+from bvit.training.step import Hyperparameters, make_train_step
 
 CLASSES, SIZE, BATCH = 5, 16, 16
-PLAIN = Recipe(
-    condition="sharp", policy=Policy("keep", patch_size=8), mean=IMAGENET_MEAN, std=IMAGENET_STD
+PLAIN = Hyperparameters(
+    condition="sharp", policy=parse("keep"), mean=IMAGENET_MEAN, std=IMAGENET_STD
 )
 # All that draws random numbers at once.
 FULL = dataclasses.replace(PLAIN, condition="sharp+blur", label_smoothing=0.1, mixup=0.2)
@@ -45,7 +45,7 @@ def make_batch(seed):
 
 
 @functools.cache
-def compiled(model, mesh, recipe=PLAIN, rate=0.1, ema=False, optimizer="sgd"):
+def compiled(model, mesh, hyper=PLAIN, rate=0.1, ema=False, optimizer="sgd"):
     """(state's maker, compiled step): a state on its shards, and what trains it for a step."""
     optimizer = make_optimizer(optimizer, optax.constant_schedule(rate), weight_decay=1e-4)
     create = functools.partial(
@@ -54,7 +54,7 @@ def compiled(model, mesh, recipe=PLAIN, rate=0.1, ema=False, optimizer="sgd"):
     key = jax.random.key(0)
     shapes = jax.eval_shape(create, key)
     places = sharding.state_shardings(shapes, mesh)
-    step = make_train_step(model, optimizer, recipe, num_classes=CLASSES, mesh=mesh)
+    step = make_train_step(model, optimizer, hyper, num_classes=CLASSES, mesh=mesh)
 
     def shape(leaf, place):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
@@ -66,9 +66,9 @@ def compiled(model, mesh, recipe=PLAIN, rate=0.1, ema=False, optimizer="sgd"):
     return create, jitted.lower(state, batch).compile()
 
 
-def run(model, mesh, *, steps=1, recipe=PLAIN, rate=0.1, ema=False, batches=None):
+def run(model, mesh, *, steps=1, hyper=PLAIN, rate=0.1, ema=False, batches=None):
     """Trains for a few steps; returns the last state and the metrics of each step."""
-    create, step = compiled(model, mesh, recipe, rate, ema)
+    create, step = compiled(model, mesh, hyper, rate, ema)
     state, metrics = create(), []
     for i in range(steps):
         batch = make_batch(i) if batches is None else batches[i]
