@@ -28,7 +28,7 @@ from bvit.data.listing import list_pictures, read_ahead
 from bvit.data.pipeline import RESIZE_RATIO
 from bvit.evaluation.predictions import Predictions, Predictor
 from bvit.evaluation.rows import align
-from bvit.interrupt import Interrupted, SignalWatch
+from bvit.interrupt import Interrupted, SignalWatch, leave
 from bvit.report.overlays import draw
 from bvit.run import Run
 from bvit.tokens import Policy
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
         with SignalWatch():
             failures = predict(options)
     except Interrupted as stop:
-        stopping.leave(str(stop), stop.exit_code)
+        leave(str(stop), stop.exit_code)
     except BrokenPipeError:  # whoever reads the results has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_UNREADABLE)
