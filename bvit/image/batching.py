@@ -1,18 +1,21 @@
-"""What it takes to accept any leading batch axes: one traversal, and one random key an image."""
+"""Any leading batch axes: one function that maps over them, and one random key for each image."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Key, Shaped
+from jaxtyping import Array, ArrayLike, Float, Key, Shaped, UInt32
 
 # On a CPU a whole batch falls out of the cache between two steps of a filter, and is slower by half
 # or more. Eight images of 224x224x3 (5 MB as float32) at a time were fastest, measured on 2 cores.
 VALUES_AT_ONCE = 8 * 224 * 224 * 3
+
+# One key for all images, or one for each; typed, or raw with their extra last axis.
+Keys = Key[Array, "*#b"] | UInt32[ArrayLike, "*#b words"]
 
 
 def map_images(
@@ -22,8 +25,8 @@ def map_images(
 
     Accelerators get the whole batch at once. A CPU gets it in chunks that stay in its cache, by a
     loop over the batch: where a batch axis is sharded, call this inside shard_map. Otherwise XLA
-    gathers the batch on each CPU device (with the same result), and a mesh with explicit axes
-    refuses the loop.
+    gathers the batch on each CPU device (the result is the same), and a mesh with explicit axes
+    raises an error.
 
     Args:
       function: takes image [h, w, c] and a slice of each of the others; returns a pytree.
@@ -48,16 +51,23 @@ def map_images(
     return jax.tree.map(lambda x: x.reshape(*batch, *x.shape[1:]), mapped)
 
 
+def vmap_batch(function: Callable[..., Any], batch: Sequence[int]) -> Callable[..., Any]:
+    """The function of one image's values (keys, numbers) as one of arrays with these batch axes."""
+    for _ in batch:
+        function = jax.vmap(function)
+    return function
+
+
 def _chunked(function: Callable[..., Any], at_once: int, *flat: Array) -> Any:
     return lax.map(lambda slices: function(*slices), flat, batch_size=at_once)
 
 
-def image_keys(key: Key[Array, "*b"], batch: tuple[int, ...]) -> Key[Array, "*b"]:
+def image_keys(key: Keys, batch: tuple[int, ...]) -> Key[Array, "*b"]:
     """One key for each image, so that what an image draws never depends on its batch.
 
     Args:
       key: either one key, and then image i of the batch (counted row by row) gets fold_in(key, i);
-        or an array of keys of shape `batch`, used as they are (for a picture without batch axes
+        or an array of keys of shape `batch`, used as they are (for an image without batch axes
         this is its one key). Typed keys, or raw uint32 ones with their extra last axis.
       batch: the images' leading axes.
 
@@ -84,7 +94,4 @@ def image_keys(key: Key[Array, "*b"], batch: tuple[int, ...]) -> Key[Array, "*b"
             f"of batch shape {batch}; use jax.random.key(seed) or jax.random.split(key, {batch})."
         )
     index = jnp.arange(math.prod(batch)).reshape(batch)
-    fold = jax.random.fold_in
-    for _ in batch:
-        fold = jax.vmap(fold, in_axes=(None, 0))
-    return fold(key, index)
+    return vmap_batch(partial(jax.random.fold_in, key), batch)(index)
