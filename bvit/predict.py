@@ -25,7 +25,7 @@ from tqdm import tqdm
 from bvit import runs, stopping
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.data import UnreadableImageError
-from bvit.data.listing import list_pictures, read_ahead
+from bvit.data.listing import list_images, read_ahead
 from bvit.data.pipeline import RESIZE_RATIO
 from bvit.evaluation import rows as report
 from bvit.evaluation.predictions import Predictions, Predictor
@@ -95,7 +95,7 @@ def predict(options: argparse.Namespace) -> dict[str, str]:
     Raises:
       ValueError: the run can't be used, or can't follow the policy.
     """
-    paths, failures = list_pictures(options.pictures, sys.stdin)
+    paths, failures = list_images(options.pictures, sys.stdin)
     run = runs.load(options.run)
     policy = choose_policy(run, options.policy, options.budget)
     predictor = Predictor(run, policy, batch_size=options.batch_size)

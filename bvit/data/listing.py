@@ -1,4 +1,4 @@
-"""Pictures that a person names: files, folders and patterns, read ahead of their use."""
+"""Images that a person names: files, folders and patterns, read ahead of their use."""
 
 import glob
 import os
@@ -12,17 +12,17 @@ from bvit.data.file_index import EXTENSIONS
 STDIN = "-"
 
 
-def list_pictures(names: Iterable[str], stdin: Iterable[str]) -> tuple[list[Path], dict[str, str]]:
+def list_images(names: Iterable[str], stdin: Iterable[str]) -> tuple[list[Path], dict[str, str]]:
     """The files that names stand for, in order.
 
     Args:
-      names: a file is taken as it is; of a folder, all pictures in it and below it, by their
+      names: a file is taken as it is; of a folder, all images in it and below it, by their
         extensions, without what is hidden; anything else is a pattern such as "shots/**/*.jpg".
         "-" stands for the names in `stdin`.
       stdin: more names, one a line.
 
     Returns:
-      (files, what was found of no picture: name → reason).
+      (files, what was found of no image: name → reason).
     """
     files, failures = [], {}
     for name in _expanded(names, stdin):
@@ -33,7 +33,7 @@ def list_pictures(names: Iterable[str], stdin: Iterable[str]) -> tuple[list[Path
             found = sorted(Path(match) for match in glob.glob(name, recursive=True))
             found = [path for path in found if path.is_file()]
         if not found:
-            failures[name] = "no picture in it" if os.path.isdir(name) else "no such file"
+            failures[name] = "no image in it" if os.path.isdir(name) else "no such file"
         files += found
     return files, failures
 
@@ -67,7 +67,7 @@ def read_ahead(
       paths: the files.
       group: how many are given at once; the last group has what is left.
       image_size: side of the central square that is cut out, in pixels.
-      short_side: of the picture before that, in pixels.
+      short_side: of the image before that, in pixels.
 
     Yields:
       For each file of a group, its uint8 pixels [image_size, image_size, 3] or why there are none.

@@ -16,7 +16,7 @@ from PIL import Image
 
 from bvit.data.decode import Pixels
 
-# What scikit-image ships inside its wheel, less drawings, pictures that are nearly flat or too
+# What scikit-image ships inside its wheel, less drawings, images that are nearly flat or too
 # small, and the second view of the motorcycle. https://scikit-image.org/docs/stable/api/skimage.data
 FILES = (
     "astronaut.png",
@@ -167,7 +167,7 @@ def _random_place(
     tiles: list[tuple[slice, slice]],
     side: int,
     rng: np.random.Generator,
-) -> UInt8[np.ndarray, "side side"]:
+) -> UInt8[np.ndarray, "{side} {side}"]:
     """The crop with most contrast among a few places, each within one of the tiles."""
     crops = []
     for _ in range(PLACES):
@@ -184,13 +184,13 @@ def _cut(length: int, least: int) -> list[slice]:
 
 @functools.cache
 def _folder() -> Path:
-    """Where the installed scikit-image keeps its pictures; found without importing it."""
+    """Where the installed scikit-image keeps its images; found without importing it."""
     spec = importlib.util.find_spec("skimage")
     folders = [] if spec is None else spec.submodule_search_locations
     for folder in (Path(place) / "data" for place in folders):
         if all((folder / name).is_file() for name in FILES):
             return folder
     raise ValueError(
-        "photos needs the pictures that scikit-image ships in its package, and they were not "
+        "photos needs the images that scikit-image ships in its package, and they were not "
         "found; install it: pip install 'scikit-image>=0.25'."
     )

@@ -1,4 +1,4 @@
-"""Batches of pictures: shard, shuffle, decode, crop, stack.
+"""Batches of images: shard, shuffle, decode, crop, stack.
 
 Everything about a batch follows from (seed, step): which records are in it, how they are cropped
 and mirrored. So a run can be stopped and go on at any step, on any number of processes, and sees
@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 import cv2
 import grain
@@ -33,7 +33,7 @@ ENDLESS = 2**48
 # Batches that wait, besides those that are being made.
 PREFETCH = 2
 MAX_THREADS = 16
-# So many unreadable pictures in a row are no accident.
+# So many unreadable images in a row are no accident.
 MAX_UNREADABLE = 100
 # The first so many of them are named in the log; the rest are only counted.
 NAMED_UNREADABLE = 20
@@ -58,7 +58,7 @@ def train_batches(
     num_threads: int | None = None,
     on_error: OnError = "raise",
 ) -> "Batches":
-    """Random crops of shuffled pictures, without end.
+    """Random crops of shuffled images, without end.
 
     Each pass over the source is in a new order; a batch may hold the end of one and the beginning
     of the next. The batch of a step, over all processes, is a function of (seed, step, batch_size)
@@ -73,7 +73,7 @@ def train_batches(
       num_steps: how many batches to give; None for no end.
       process_index: which share of each batch is wanted.
       process_count: how many shares there are.
-      scale: range of a crop's share of the area of its picture, within (0, 1].
+      scale: range of a crop's share of the area of its image, within (0, 1].
       flip: whether to mirror half of the crops.
       num_workers: processes that make batches; 0: threads of this one do.
       num_threads: threads that make batches, in this process or in each worker; None: as many as
@@ -122,7 +122,7 @@ def eval_batches(
     num_threads: int | None = None,
     on_error: OnError = "raise",
 ) -> "Batches":
-    """The central crop of every picture, each exactly once over all processes, in order.
+    """The central crop of every image, each exactly once over all processes, in order.
 
     The last batch is filled up with rows whose mask is False; every process gives the same number
     of batches.
@@ -136,7 +136,7 @@ def eval_batches(
       process_count: how many shares there are.
       num_workers: as in `train_batches`.
       num_threads: as in `train_batches`.
-      on_error: "raise", or "skip": the row of an unreadable picture has the mask False, and is
+      on_error: "raise", or "skip": the row of an unreadable image has the mask False, and is
         counted in `Batches.skipped`.
 
     Returns:
@@ -165,7 +165,7 @@ class Batches(Iterator[Batch]):
     Close it, or use it in a `with` statement, when you stop before its end.
 
     Attributes:
-      skipped: how many unreadable pictures were passed over for the batches given so far.
+      skipped: how many unreadable images were passed over for the batches given so far.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class Batches(Iterator[Batch]):
         """Stops the threads, after the batches they are at, and the worker processes."""
         self._batches.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Batches":
         """Itself."""
         return self
 
@@ -242,7 +242,7 @@ class _TrainExample(grain.transforms.RandomMap):
                     raise
                 _tell(error)
         raise UnreadableImageError(
-            f"{MAX_UNREADABLE} pictures in a row can't be read, the first of them "
+            f"{MAX_UNREADABLE} images in a row can't be read, the first of them "
             f"{self.source.record_name(index)}; is their disk there?"
         )
 
@@ -281,8 +281,8 @@ def _read(
         return crop(record["image"]), record["label"]
     except (UnreadableImageError, OSError) as error:
         raise UnreadableImageError(
-            f"{source.record_name(index)}: {error}. Remove or replace the picture, or pass over "
-            "such pictures with data.on_error=skip."
+            f"{source.record_name(index)}: {error}. Remove or replace the image, or pass over "
+            "such images with data.on_error=skip."
         ) from error
 
 

@@ -1,7 +1,7 @@
 """Data sets by name: records with labels that can be read in any order."""
 
 import os
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from bvit.data.folder import FolderSource
 from bvit.data.photos import Photos
@@ -13,6 +13,7 @@ WHOLE_SPLITS = ("", "train", "val", "validation", "test")
 TFDS_SPLITS = {"train": ("train",), "test": ("validation", "test")}
 
 
+@runtime_checkable
 class Source(Protocol):
     """Records that can be read in any order, from several threads, and pickled for workers."""
 
@@ -38,10 +39,10 @@ def open_source(
     image_size: int = 224,
     seed: int = 0,
 ) -> Source:
-    """Opens one half of a data set; reads no picture.
+    """Opens one half of a data set; reads no image.
 
     Args:
-      name: "photos" (embedded, see `bvit.data.photos`), "folder" (class folders of pictures, see
+      name: "photos" (embedded, see `bvit.data.photos`), "folder" (class folders of images, see
         `bvit.data.folder`), or the name of a tfds set, such as "imagenet2012".
       split: "train" or "test": which half.
       dir: folder: where the class folders are; tfds: its data directory, None for its default.

@@ -26,7 +26,7 @@ class TfdsSource:
         *,
         dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Opens a prepared set; reads no picture.
+        """Opens a prepared set; reads no image.
 
         Args:
           name: e.g. "imagenet2012", "imagenette/320px-v2", "cifar10".

@@ -5,9 +5,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Real
 
-from bvit.image.batching import image_keys, map_images
+from bvit.image.batching import Keys, image_keys, map_images, vmap_batch
 from bvit.image.checks import check_kernel_size, check_range, check_strength
 from bvit.image.pixels import check_image
 from bvit.image.region import smooth_region
@@ -16,7 +16,7 @@ from bvit.image.separable import filter_both_axes, half_gaussian
 
 def gaussian_blur(
     image: Float[ArrayLike, "*b h w c"],
-    sigma: float | Float[ArrayLike, "*b"],
+    sigma: Real[ArrayLike, "*#b"],
     *,
     kernel_size: int = 19,
 ) -> Float[Array, "*b h w c"]:
@@ -48,7 +48,7 @@ def gaussian_blur(
 
 
 def random_gaussian_blur(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Float[ArrayLike, "*b h w c"],
     *,
     sigma_range: tuple[float, float] = (1.0, 2.0),
@@ -60,7 +60,7 @@ def random_gaussian_blur(
     Args:
       key: one PRNG key, or one for each image; with one, image i of the batch (counted row by row)
         draws from fold_in(key, i), so that its sigma depends neither on the batch's size nor on
-        the other images. A picture without batch axes draws from the key itself.
+        the other images. An image without batch axes draws from the key itself.
       image: grey or RGB in [0, 1], any leading batch axes.
       sigma_range: lowest and highest sigma, in pixels; (1, 2) with 19 taps is the paper's blur.
       kernel_size: number of taps, odd; static.
@@ -82,20 +82,18 @@ def random_gaussian_blur(
 
 
 def drawn_sigma(
-    key: Key[Array, "*b"],
+    key: Keys,
     *,
     sigma_range: tuple[float, float] = (1.0, 2.0),
     probability: float = 1.0,
 ) -> Float[Array, "*b"]:
     """The sigma by which `random_gaussian_blur` blurs the image of each key (typed), in pixels."""
     draw = partial(_draw_sigma, sigma_range=sigma_range, probability=probability)
-    for _ in key.shape:
-        draw = jax.vmap(draw)
-    return draw(key)
+    return vmap_batch(draw, key.shape)(key)
 
 
 def region_blur(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Float[ArrayLike, "*b h w c"],
     *,
     sigma_range: tuple[float, float] = (2.0, 4.0),

@@ -10,9 +10,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Real
 
-from bvit.image.batching import image_keys, map_images
+from bvit.image.batching import Keys, image_keys, map_images
 from bvit.image.checks import (
     check_kernel_size,
     check_one_each,
@@ -26,7 +26,7 @@ from bvit.image.pixels import check_image
 from bvit.image.separable import filter_both_axes
 
 Image = Float[ArrayLike, "*b h w c"]
-Each = float | Float[ArrayLike, "*b"]
+Each = Real[ArrayLike, "*#b"]
 Range = tuple[float, float]
 
 
@@ -57,7 +57,7 @@ def motion_blur(
 
 
 def random_motion_blur(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Image,
     *,
     length_range: Range = (5.0, 15.0),
@@ -92,7 +92,7 @@ def random_motion_blur(
 
 
 def random_shake_blur(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Image,
     *,
     length_range: Range = (5.0, 25.0),
@@ -143,7 +143,7 @@ def defocus_blur(image: Image, radius: Each, *, kernel_size: int = 21) -> Float[
 
 
 def random_defocus_blur(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Image,
     *,
     radius_range: Range = (2.0, 6.0),
@@ -195,7 +195,7 @@ def box_blur(image: Image, width: Each, *, kernel_size: int = 19) -> Float[Array
 
 
 def random_box_blur(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Image,
     *,
     width_range: Range = (3.0, 9.0),
@@ -257,7 +257,7 @@ def anisotropic_gaussian_blur(
 
 
 def random_anisotropic_gaussian_blur(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Image,
     *,
     sigma_along_range: Range = (2.0, 4.0),

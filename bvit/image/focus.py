@@ -1,4 +1,4 @@
-"""Where an image is in focus: the variance of the Laplacian of each patch, and masks made of it."""
+"""Where an image is in focus: the variance of the Laplacian of each patch, and masks from it."""
 
 from functools import partial
 from typing import Literal
@@ -33,7 +33,7 @@ def patch_laplacian_variance(
     patch_size: int,
     border: Border = "patch",
     quantize: bool = False,
-) -> Float[Array, "*b h/p w/p"]:
+) -> Float[Array, "*b h//{patch_size} w//{patch_size}"]:
     """The variance of the Laplacian in each patch: low where the image is blurry, or empty.
 
     Grey is 0.299 R + 0.587 G + 0.114 B on the 0-255 scale, the kernel [[0,1,0],[1,-4,1],[0,1,0]],
@@ -69,7 +69,7 @@ def patch_mask(
     remove: Literal["blurry", "sharp"] = "blurry",
     border: Border = "patch",
     quantize: bool = False,
-) -> Bool[Array, "*b h/p w/p"]:
+) -> Bool[Array, "*b h//{patch_size} w//{patch_size}"]:
     """Which patches to keep, by the variance of their Laplacian.
 
     Args:
@@ -97,7 +97,10 @@ def patch_mask(
 
 
 def mask_patches(
-    image: Float[ArrayLike, "*b h w c"], keep: Bool[ArrayLike, "*b h/p w/p"], *, patch_size: int
+    image: Float[ArrayLike, "*b h w c"],
+    keep: Bool[ArrayLike, "*b h//{patch_size} w//{patch_size}"],
+    *,
+    patch_size: int,
 ) -> Float[Array, "*b h w c"]:
     """Sets the pixels of the patches that are not kept to 0.
 
@@ -132,7 +135,7 @@ def _variance(image, *, patch_size, border, quantize):
         grey = _grey_levels(one, quantize)
         tile = (patch_size, patch_size) if border == "patch" else (height, width)
         # On a CPU two thirds of the time of a variance over transposed blocks.
-        patches = _laplacian(grey, tile).reshape(
+        patches = laplacian(grey, tile).reshape(
             height // patch_size, patch_size, width // patch_size, patch_size
         )
         return jnp.var(patches, axis=(1, 3))
@@ -156,7 +159,7 @@ def _grey_levels(image, quantize):
     return jnp.floor((scaled + ONE_15_BIT / 2) / ONE_15_BIT)
 
 
-def _laplacian(grey, tile):
+def laplacian(grey: Float[Array, "h w"], tile: tuple[int, int]) -> Float[Array, "h w"]:
     """Sum of the four neighbours less four times the pixel; each tile's border is mirrored."""
     return _neighbours(grey, 0, tile[0]) + _neighbours(grey, 1, tile[1]) - 4 * grey
 

@@ -1,4 +1,4 @@
-"""Glass blur: frosted glass, through which each point is seen somewhere near where it is."""
+"""Glass blur: as through frosted glass, each point appears somewhere near its place."""
 
 from functools import partial
 
@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, ArrayLike, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Float, Int, Key, Real
 
-from bvit.image.batching import image_keys, map_images
+from bvit.image.batching import Keys, image_keys, map_images
 from bvit.image.checks import check_kernel_size, check_range, check_strength
 from bvit.image.draws import split_each, uniform_each
 from bvit.image.pixels import check_image
@@ -16,15 +16,15 @@ from bvit.image.separable import filter_both_axes, half_gaussian
 
 
 def glass_blur(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Float[ArrayLike, "*b h w c"],
-    sigma: float | Float[ArrayLike, "*b"],
+    sigma: Real[ArrayLike, "*#b"],
     *,
     max_shift: int = 2,
     rounds: int = 2,
     kernel_size: int = 11,
 ) -> Float[Array, "*b h w c"]:
-    """A Gaussian blur, then pixels that take the place of others nearby, then the blur again.
+    """A Gaussian blur, then pixels replaced by others nearby, then the blur again.
 
     The pixels move as in ImageNet-C (Hendrycks and Dietterich 2019), whose loop goes from the last
     pixel to the first: each takes the present value of one up to max_shift away, drawn at random.
@@ -60,7 +60,7 @@ def glass_blur(
 
 
 def random_glass_blur(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Float[ArrayLike, "*b h w c"],
     *,
     sigma_range: tuple[float, float] = (0.7, 1.5),
@@ -98,7 +98,7 @@ def random_glass_blur(
 def move_pixels(
     key: Key[Array, ""], image: Float[Array, "h w c"], *, max_shift: int, rounds: int
 ) -> Float[Array, "h w c"]:
-    """Lets the pixels of one image take the place of others nearby, as in `glass_blur`."""
+    """Replaces the pixels of one image by others nearby, as in `glass_blur`."""
     shape = image.shape[:2]
     shifts = jax.random.randint(key, (rounds, *shape, 2), -max_shift, max_shift)
     source = jnp.arange(shape[0] * shape[1])

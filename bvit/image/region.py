@@ -1,4 +1,4 @@
-"""Random regions of an image: a few smooth shapes, as things that lie out of focus have."""
+"""Random regions of an image: a few smooth shapes, like objects that are out of focus."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
-from bvit.image.batching import image_keys
+from bvit.image.batching import Keys, image_keys, vmap_batch
 from bvit.image.checks import check_range
 from bvit.image.draws import split_each, uniform_each
 
@@ -16,13 +16,13 @@ from bvit.image.draws import split_each, uniform_each
 # blobs an image, about the size of the objects in a photograph.
 REGION_NOISE_POINTS = 6
 
-# Halvings of the interval in which the region's threshold is sought: the values of the noise are
-# then told apart finely enough to hit the drawn area to within about a pixel in 512 x 512.
+# Halvings of the interval in which the region's threshold is sought: enough to hit the drawn area
+# within about a pixel in 512 x 512.
 AREA_BISECTIONS = 20
 
 
 def region_mask(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Float[ArrayLike, "*b h w c"],
     *,
     area_range: tuple[float, float] = (0.3, 0.7),
@@ -51,10 +51,7 @@ def region_mask(
 
 @partial(jax.jit, static_argnames="shape")
 def _regions(keys, area, *, shape):
-    region = partial(smooth_region, shape=shape)
-    for _ in keys.shape:
-        region = jax.vmap(region)
-    return region(keys, area)
+    return vmap_batch(partial(smooth_region, shape=shape), keys.shape)(keys, area)
 
 
 def smooth_noise(key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "h w"]:

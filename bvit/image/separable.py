@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 NARROWEST_SIGMA = 0.02
 
 
-def half_gaussian(sigma: Float[Array, "*p"], radius: int) -> Float[Array, "*p r+1"]:
+def half_gaussian(sigma: Float[Array, "*p"], radius: int) -> Float[Array, "*p {radius}+1"]:
     """Weights of the taps at 0, 1 .. radius; with their mirror images at -1 .. -radius, sum 1."""
     distance = jnp.arange(radius + 1, dtype=sigma.dtype)
     weights = jnp.exp(-0.5 * jnp.square(distance / jnp.maximum(sigma, NARROWEST_SIGMA)[..., None]))
@@ -17,7 +17,7 @@ def half_gaussian(sigma: Float[Array, "*p"], radius: int) -> Float[Array, "*p r+
 
 
 def filter_both_axes(
-    image: Float[Array, "h w c"], taps: Float[Array, " r+1"], border: str = "reflect"
+    image: Float[Array, "h w c"], taps: Float[Array, " taps"], border: str = "reflect"
 ) -> Float[Array, "h w c"]:
     """Filters one image along both axes.
 

@@ -1,4 +1,4 @@
-"""How blurred an image is, in pixels: the width of the Gaussian that its detail has lost."""
+"""How blurred an image is: the width in pixels of the Gaussian that took its detail."""
 
 from functools import partial
 
@@ -32,22 +32,22 @@ IMAGE_SHARE = 0.02
 # A flat image is given this gradient energy: far below the 1e-6 that rounding to 8 bits makes.
 LEAST_ENERGY = 1e-12
 
-# Side of the blocks in the quietest quarter of which the noise is measured.
+# Noise is measured in blocks of this side, in the quietest quarter of them.
 NOISE_BLOCK = 16
 
 
 def estimate_sigma(
     image: Float[ArrayLike, "*b h w 3"], *, patch_size: int | None = None
-) -> Float[Array, "*b"] | Float[Array, "*b h/p w/p"]:
+) -> Float[Array, "*b"] | Float[Array, "*b rows columns"]:
     """Estimates the sigma of the Gaussian that an image, or each patch of it, was blurred by.
 
-    By how much gradients fall when the image is blurred again: much where it was sharp, hardly
-    where it was blurred (Zhuo and Sim 2011, "Defocus map estimation from a single image", eq. 4;
-    they compare gradients at edges, here their energies are compared). The noise's share, measured
-    in the quietest quarter of the image, is taken off first. A flat patch gets its image's
-    estimate, and a flat image `MAX_SIGMA`.
+    Blurring an image again lowers its gradients much where it was sharp, and hardly where it was
+    blurred (Zhuo and Sim 2011, "Defocus map estimation from a single image", eq. 4, who compare
+    gradients at edges; this compares energies of gradients). The energy of the noise, measured in
+    the quietest quarter of the image, is subtracted first. A flat patch gets its image's estimate,
+    and a flat image `MAX_SIGMA`.
 
-    Medians and mean errors over 24 pictures of Imagenette's validation set (224×224), blurred and
+    Medians and mean errors over 24 images of Imagenette's validation set (224×224), blurred and
     then rounded to 8 bits; the constants were fitted to scikit-image's photographs, not to these:
 
     | true sigma              | 0          | 1          | 2          | 3          | 4          |
@@ -105,7 +105,7 @@ def _energies(grey, noise, reblur, patch_size):
 
 
 def _difference(x, axis):
-    """From each pixel to the next; the last one's is that before it."""
+    """From each pixel to the next; the last difference is repeated."""
     padding = [(0, int(i == axis)) for i in (0, 1)]
     return jnp.pad(jnp.diff(x, axis=axis), padding, mode="edge")
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Float
 
-from bvit.image.batching import image_keys, map_images
+from bvit.image.batching import Keys, image_keys, map_images, vmap_batch
 from bvit.image.checks import check_kernel_size, check_range
 from bvit.image.draws import split_each, uniform_each
 from bvit.image.pixels import check_image
@@ -18,15 +18,15 @@ from bvit.image.separable import half_gaussian
 
 def variable_gaussian_blur(
     image: Float[ArrayLike, "*b h w c"],
-    sigma_map: Float[ArrayLike, "*b h w"],
+    sigma_map: Float[ArrayLike, "*#b h w"],
     *,
     kernel_size: int = 19,
 ) -> Float[Array, "*b h w c"]:
     """Gives each pixel the value that `gaussian_blur` with its own sigma would give it.
 
-    Exact, with kernel_size² taps for each pixel (of which those at the same distances share a
-    multiplication). A pixel gathers from its surroundings, as in most renderers of depth of field;
-    light that a blurred point scatters over a sharp neighbour is not modelled.
+    Exact, with kernel_size² taps for each pixel; those at the same distance share a multiplication.
+    A pixel gathers from its surroundings, as in most renderers of depth of field; light that a
+    blurred point scatters over a sharp neighbour is not modelled.
 
     Args:
       image: grey or RGB in [0, 1], any leading batch axes; the border is mirrored without repeating
@@ -56,7 +56,7 @@ def variable_gaussian_blur(
 
 
 def random_variable_gaussian_blur(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Float[ArrayLike, "*b h w c"],
     *,
     sigma_range: tuple[float, float] = (0.0, 4.0),
@@ -130,6 +130,4 @@ def _random_maps(keys, blurred, sigma_range, *, shape):
         share = (noise - noise.min()) / (noise.max() - noise.min())
         return blurred * (sigma_range[0] + share * (sigma_range[1] - sigma_range[0]))
 
-    for _ in keys.shape:
-        draw = jax.vmap(draw)
-    return draw(keys, blurred)
+    return vmap_batch(draw, keys.shape)(keys, blurred)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Real
 
-from bvit.image.batching import map_images
+from bvit.image.batching import Keys, map_images
 from bvit.image.checks import check_range, check_strength
 from bvit.image.draws import uniform_each
 from bvit.image.pixels import check_image
@@ -19,7 +19,7 @@ STEPS = 16
 
 def zoom_blur(
     image: Float[ArrayLike, "*b h w c"],
-    amount: float | Float[ArrayLike, "*b"],
+    amount: Real[ArrayLike, "*#b"],
     *,
     steps: int = STEPS,
 ) -> Float[Array, "*b h w c"]:
@@ -28,7 +28,7 @@ def zoom_blur(
     Args:
       image: grey or RGB in [0, 1], any leading batch axes.
       amount: >= 0, by how much the largest magnification exceeds 1: one for all images, or one
-        each. 0 leaves an image exactly as it is. Near the border of a picture of side s, points
+        each. 0 leaves an image exactly as it is. Near the border of an image of side s, points
         move by up to amount / (1 + amount) * s / 2 pixels.
       steps: number of magnifications, evenly spaced, >= 2; static. Interpolation is linear.
 
@@ -44,7 +44,7 @@ def zoom_blur(
 
 
 def random_zoom_blur(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Float[ArrayLike, "*b h w c"],
     *,
     amount_range: tuple[float, float] = (0.05, 0.2),

@@ -99,7 +99,7 @@ class ResNet(nn.Module):
       depths: blocks in each stage.
       num_classes: how many logits.
       width: channels of the stem; stage i has width * 2^i (and times 4 after a bottleneck).
-      stem: "imagenet" (7x7 of stride 2, then max-pooling) or "small" for pictures of 32 to 64
+      stem: "imagenet" (7x7 of stride 2, then max-pooling) or "small" for images of 32 to 64
         pixels (3x3 of stride 1, no pooling; He et al. 2016, section 4.2).
       early_dilation: dilation of the stem's convolution and of the first stage's 3x3 ones. The
         receptive field of the early features grows with it, while parameters and the sizes of

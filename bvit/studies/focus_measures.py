@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float
 
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.data.decode import center_crop
-from bvit.data.listing import list_pictures
+from bvit.data.listing import list_images
 from bvit.data.photos import CLASS_NAMES, read_photograph
 from bvit.image.blur import region_blur
 from bvit.image.focus import PAPER_THRESHOLD, WHITE
@@ -192,7 +192,7 @@ def load(names: Sequence[str], count: int) -> Float[Array, "n 224 224 3"]:
         grey = (read_photograph(label) for label in range(len(CLASS_NAMES)))
         pictures: list[Any] = [np.repeat(photo[..., None], 3, axis=2) for photo in grey]
     else:
-        files, failures = list_pictures(names, sys.stdin)
+        files, failures = list_images(names, sys.stdin)
         if failures:
             raise ValueError("; ".join(f"{name}: {reason}" for name, reason in failures.items()))
         pictures = [Path(file).read_bytes() for file in files[:: max(1, len(files) // count)]]
