@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bvit.evaluation.evaluate import Outcome
+from bvit.evaluation.evaluator import EvalResult
 from bvit.run_directory import whole
 
 FILE = "answers.npz"
@@ -33,7 +33,7 @@ class Answers:
     ranks: Mapping[Cell, np.ndarray]
 
 
-def write(folder: Path, outcomes: Sequence[Outcome]) -> None:
+def write(folder: Path, outcomes: Sequence[EvalResult]) -> None:
     """Writes `answers.npz` into a run directory, whole or not at all.
 
     A picture takes at most a byte for each condition and policy (two with more than 255 classes)

@@ -40,20 +40,15 @@ def default_config() -> ConfigDict:
     c.model.dtype = "float32"  # of the computation: float32 or bfloat16; parameters are float32
 
     c.tokens = ConfigDict()
-    # What training does with blurry patches, see bvit.tokens.plans: name, name:tokens, name:share
-    # (cluster:0.5 and tome:r merge between the blocks). Of several ("keep,merge:0.5") each step
-    # draws one, so that one checkpoint serves every budget. With :threshold as well
-    # ("drop:0.5:threshold"), places of the budget stay empty where patches are under the threshold.
-    # zero alone is the paper's experiment, by the Laplacian.
+    # Which tokens training computes, see bvit.tokens.parse: name, name:tokens or name:share, as
+    # cluster:0.5. Of several ("keep,merge:0.5") each step draws one, so that one checkpoint serves
+    # every budget. zero alone is the paper's experiment, by the variance of the Laplacian.
     c.tokens.policy = "keep"
     # What patches are ranked by: relative, reblur, laplacian (the paper's), tenengrad or entropy.
     c.tokens.score = "relative"
-    c.tokens.budget = _optional(int)  # patch tokens computed where a policy names no budget
     # The score from which a patch counts as sharp; None = the score's own (relative 0.07, laplacian
     # the paper's 100, …: bvit.image.focus_measures.THRESHOLDS).
     c.tokens.threshold = _optional(float)
-    # Shares of the patches that name:auto (in eval.policies) chooses from for each picture.
-    c.tokens.adaptive_budgets = (0.25, 0.5, 0.75, 1.0)
     c.tokens.zero_at = "pixels"  # zero blanks in the "pixels" (black) or when "normalized" (mean)
 
     c.train = ConfigDict()
@@ -92,8 +87,7 @@ def default_config() -> ConfigDict:
 
     c.eval = ConfigDict()
     c.eval.conditions = "sharp,blur,region"  # what is done to the test pictures
-    # What the model does with blurry patches: as tokens.policy, and merge:auto (each picture gets
-    # the smallest of a few budgets that its blur allows).
+    # Which tokens the model computes, as tokens.policy; several separated by commas.
     c.eval.policies = "keep,zero"
     c.eval.batch_size = 64
     c.eval.every_steps = 0  # evaluate while training, on the curves; 0 = only at the end

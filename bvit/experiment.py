@@ -17,25 +17,23 @@ from ml_collections import ConfigDict
 
 from bvit import config as config_lib
 from bvit import data, models, sharding
+from bvit.classify import check
 from bvit.data.subset import Subset
-from bvit.evaluation import cost
 from bvit.evaluation.baseline import histogram_nearest_neighbour
 from bvit.evaluation.evaluator import Evaluator
 from bvit.image import conditions
 from bvit.image.color import MAX_STRENGTHS
 from bvit.models import pretrained
 from bvit.models.vit import VisionTransformer
-from bvit.tokens.inputs import Policy, parse_policy
+from bvit.tokens import Keep, Policy, parse
 from bvit.training.optimizer import make_optimizer, make_schedule
 from bvit.training.profile import check_steps
-from bvit.training.step import Recipe
+from bvit.training.step import Hyperparameters
 
 # Training crops that the nearest neighbour chooses from: a quarter, which takes seconds to read.
 BASELINE_IMAGES = 4096
 # What models may compute in.
 DTYPES = ("float32", "bfloat16")
-# What `zero` blanks for a CNN, which has no patches of its own: the paper's ViT has 16 px.
-CNN_PATCH_SIZE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Experiment:
     train_source: data.Source
     test_source: data.Source
     model: nn.Module
-    recipes: tuple[Recipe, ...]
+    recipes: tuple[Hyperparameters, ...]
     initial: PyTree | None
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
@@ -103,20 +101,7 @@ def prepare(config: ConfigDict) -> Experiment:
         build_policy(c, model, text) for text in config_lib.words(c.tokens.policy)
     )
     policies = tuple(build_policy(c, model, text) for text in config_lib.words(c.eval.policies))
-    if any(policy.budgets for policy in train_policies):
-        raise ValueError(
-            "auto is a budget to evaluate with: train with several that each step draws from, as "
-            "tokens.policy=keep,merge:0.5,merge:0.25."
-        )
-    if any(policy.budgets for policy in policies) and jax.process_count() > 1:
-        raise ValueError(
-            "auto sorts pictures by budget on one host, and there are "
-            f"{jax.process_count()} processes: name budgets in eval.policies, as merge:0.5."
-        )
     _check_full_pass(c, model, train_policies)
-    for policy in (*train_policies, *policies):
-        for static in policy.static:  # a budget that can't be is an error here
-            cost.num_tokens(model, static, c.data.image_size)
     total_steps = _total_steps(c, len(train_source))
     check_steps(c.profile.steps, total_steps)
     schedule = make_schedule(
@@ -165,10 +150,6 @@ def _check_values(c: ConfigDict) -> None:
         ),
         "train.distill": (c.train.distill >= 0, "a weight, 0 (off) or more"),
         "train.distill_temperature": (c.train.distill_temperature > 0, "above 0"),
-        "tokens.adaptive_budgets": (
-            len(c.tokens.adaptive_budgets) > 0,
-            "at least one share, as (0.25, 0.5, 1.0)",
-        ),
         "seed": (c.seed >= 0, "0 or more"),
         "data.crop_scale": (0 < low <= high <= 1, "a range within (0, 1], as (0.08, 1.0)"),
         "data.on_error": (c.data.on_error in ("raise", "skip"), "raise or skip"),
@@ -193,7 +174,7 @@ def _check_full_pass(c: ConfigDict, model: nn.Module, policies: tuple[Policy, ..
             f"{setting} runs a ViT with every token besides one with fewer, and {c.model.name} has "
             f"none: set it to {'0' if c.train.distill else 'False'}, or train a ViT."
         )
-    if all(policy.name == "keep" for policy in policies):
+    if all(policy == Keep() for policy in policies):
         raise ValueError(
             f"{setting} needs a policy to train besides keep: got tokens.policy="
             f"{c.tokens.policy}; add one, as keep,merge:0.5."
@@ -279,28 +260,15 @@ def build_policy(c: ConfigDict, model: nn.Module, text: str) -> Policy:
     Raises:
       ValueError: no such policy, or a model that has no tokens to leave out.
     """
-    is_vit = isinstance(model, VisionTransformer)
-    patch_size = model.patch_size if is_vit else CNN_PATCH_SIZE
-    policy = parse_policy(
-        text,
-        grid=(c.data.image_size // patch_size,) * 2,
-        patch_size=patch_size,
-        default_budget=c.tokens.budget,
-        score=c.tokens.score,
-        threshold=c.tokens.threshold,
-        shares=tuple(c.tokens.adaptive_budgets),
-        zero_at=c.tokens.zero_at,
+    policy = parse(
+        text, score=c.tokens.score, threshold=c.tokens.threshold, zero_at=c.tokens.zero_at
     )
-    if not is_vit and policy.name not in ("keep", "zero"):
-        raise ValueError(
-            f"policy {policy.name} leaves tokens out, and {c.model.name} has none: "
-            "use keep or zero, or a ViT."
-        )
+    check(model, policy)
     return policy
 
 
-def _recipe(c: ConfigDict, policy: Policy) -> Recipe:
-    return Recipe(
+def _recipe(c: ConfigDict, policy: Policy) -> Hyperparameters:
+    return Hyperparameters(
         condition=c.train.condition,
         policy=policy,
         mean=tuple(c.data.mean),
@@ -422,7 +390,6 @@ def make_evaluator(experiment: Experiment) -> Evaluator:
         policies=experiment.policies,
         num_images=len(experiment.test_source),
         image_size=c.data.image_size,
-        batch_size=c.eval.batch_size,
         mean=experiment.recipes[0].mean,
         std=experiment.recipes[0].std,
         seed=c.seed,

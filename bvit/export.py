@@ -26,8 +26,9 @@ from safetensors.numpy import load_file, save_file
 
 from bvit import runs
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
+from bvit.classify import classify
 from bvit.runs import TrainedRun
-from bvit.tokens.inputs import Policy, for_policy, prepare
+from bvit.tokens import Policy
 
 PROGRAM, PARAMETERS, ABOUT = "model.stablehlo", "parameters.safetensors", "about.json"
 # What the program is lowered for; it runs on all of them.
@@ -86,10 +87,10 @@ def export(run: TrainedRun, policy: Policy, folder: Path) -> float:
       ValueError: the policy draws random numbers, for which a program of pixels has no key.
       ExportError: that difference is more than rounding.
     """
-    if policy.name == "random":
+    if policy.draws:
         raise ValueError(
-            "policy random needs a PRNG key for each picture, and an exported model is given "
-            "pixels alone: export another."
+            f"policy {policy.label} needs a PRNG key for each image, and an exported model is "
+            "given pixels alone: export another policy."
         )
     parameters = traverse_util.flatten_dict(jax.device_get(run.variables), sep="/")
     size = run.config.data.image_size
@@ -109,10 +110,7 @@ def _logits(
 ) -> Float[Array, "n classes"]:
     """Pixels in [0, 1] to logits."""
     mean, std = tuple(run.config.data.mean), tuple(run.config.data.std)
-    keys = jax.random.split(jax.random.key(0), len(image))  # for `random` alone
-    inputs, plan = prepare(image, policy, mean=mean, std=std, keys=keys)
-    extra = {} if plan is None else {"plan": plan}
-    return for_policy(run.model, policy).apply(variables, inputs, train=False, **extra)
+    return classify(run.model, variables, image, policy, mean=mean, std=std)
 
 
 def _by_name(run: TrainedRun, policy: Policy) -> Callable[[dict[str, Array], Array], Array]:

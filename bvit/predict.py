@@ -30,7 +30,8 @@ from bvit.data.pipeline import RESIZE_RATIO
 from bvit.evaluation import rows as report
 from bvit.evaluation.predictions import Predictions, Predictor
 from bvit.interrupt import Interrupted, SignalWatch
-from bvit.tokens.inputs import Policy
+from bvit.report.overlays import draw
+from bvit.tokens import Policy
 
 EXIT_UNREADABLE = 1
 TOP = 5
@@ -62,24 +63,16 @@ def _parser() -> Parser:
         "--policy",
         default="",
         metavar="NAME[:BUDGET]",
-        help="what becomes of blurry patches: keep, zero, drop:32, merge:31, ...; by default what "
-        "the run trained with, or merge where --budget is given",
-    )
-    parser.add_argument(
-        "--budget",
-        default="",
-        metavar="N|SHARE|auto",
-        help="patch tokens for a picture, or a share of them (0.5); auto: the smallest of a few "
-        "numbers that its blur allows, and the time which that saved",
+        help="which tokens are computed: keep, cluster:0.5, drop:98, ...; by default those that "
+        "the run trained with",
     )
     parser.add_argument("--format", choices=OUTPUTS, default="table", help="of the results")
     parser.add_argument(
         "--overlays",
         type=Path,
         metavar="DIR",
-        help="write each picture beside what the model saw of it: dark in an orange frame what "
-        "was left out, coarse in cyan (2x2 patches) or magenta (4x4) what was merged; where every "
-        "patch is computed, the orange ones are the blurry ones",
+        help="write each picture beside what the model saw of it: patches that no token shows are "
+        "dark, and lines run around patches that share a token",
     )
     parser.add_argument("--batch_size", type=int, default=32, help="pictures that run together")
     parser.add_argument("pictures", nargs="+", metavar="PICTURES", help="files, folders, ...")
@@ -97,54 +90,45 @@ def predict(options: argparse.Namespace) -> dict[str, str]:
     """
     paths, failures = list_images(options.pictures, sys.stdin)
     run = runs.load(options.run)
-    policy = choose_policy(run, options.policy, options.budget)
-    predictor = Predictor(run, policy, batch_size=options.batch_size)
+    c = run.config
+    policy = run.policy(options.policy)
+    predictor = Predictor(
+        run.model,
+        run.variables,
+        policy,
+        image_size=c.data.image_size,
+        mean=tuple(c.data.mean),
+        std=tuple(c.data.std),
+        score=c.tokens.score,
+        threshold=c.tokens.threshold,
+        seed=c.seed,
+        batch_size=options.batch_size,
+    )
     overlays = Overlays(options.overlays) if options.overlays else None
     output = OUTPUTS[options.format]()
     size = run.config.data.image_size
     short_side = run.config.data.resize or round(size * RESIZE_RATIO)
-    tokens, pixels = [], None
+    done = 0
     with tqdm(total=len(paths), unit="picture", leave=False, dynamic_ncols=True) as bar:
-        for group in read_ahead(paths, predictor.group, image_size=size, short_side=short_side):
+        for group in read_ahead(paths, options.batch_size, image_size=size, short_side=short_side):
             failures |= {str(p): str(e) for p, e in group if isinstance(e, UnreadableImageError)}
             readable = [(p, found) for p, found in group if isinstance(found, np.ndarray)]
             if readable:
                 pixels = np.stack([found for _, found in readable])
-                found = predictor(pixels, first=len(tokens))
-                rows = make_rows([path for path, _ in readable], found, run.class_names)
+                found = predictor(pixels, first=done)
+                rows = make_rows([path for path, _ in readable], found, run.class_names, policy)
                 if overlays:
-                    overlays.save(rows, pixels, predictor.draw(pixels, first=len(tokens)))
-                tokens += found.tokens.tolist()
+                    overlays.save(rows, pixels, predictor.shown(pixels, first=done))
+                done += len(pixels)
                 with bar.external_write_mode(file=sys.stdout):
                     output.write(rows)
             bar.update(len(group))
     output.close()
-    if policy.budgets and tokens:
-        every = predictor.seconds_with_every_token(pixels, len(tokens))
-        print(
-            f"{np.mean(tokens):.1f} tokens a picture in the mean, of "
-            f"{(size // policy.patch_size) ** 2}: {predictor.seconds:.2f} s, where every token "
-            f"would have taken {every:.2f} s (measured on one batch).",
-            file=sys.stderr,
-        )
     return failures
 
 
-def choose_policy(run: runs.TrainedRun, policy: str, budget: str) -> Policy:
-    """What --policy and --budget mean together.
-
-    Raises:
-      ValueError: no such policy, or a budget that is none or is given twice.
-    """
-    if not budget:
-        return run.policy(policy)
-    if ":" in policy:
-        raise ValueError(f"the budget is given twice: --policy={policy} and --budget={budget}.")
-    return run.policy(f"{policy or 'merge'}:{budget}")
-
-
 def make_rows(
-    paths: Sequence[Path], found: Predictions, class_names: Sequence[str]
+    paths: Sequence[Path], found: Predictions, class_names: Sequence[str], policy: Policy
 ) -> list[dict[str, Any]]:
     """One mapping a picture, of plain values: what the output formats print."""
     rows = []
@@ -159,7 +143,7 @@ def make_rows(
                 "blurry_patches": round(float(found.blurry[i]), 4),
                 "sigma": round(float(found.sigma[i]), 2),
                 "tokens": round(float(found.tokens[i]), 1),
-                "policy": found.policy[i].label,
+                "policy": policy.label,
                 "top5": top,
             }
         )
@@ -242,9 +226,10 @@ class Overlays:
         self._folder = folder
         self._names: collections.Counter[str] = collections.Counter()
 
-    def save(self, rows: list[dict[str, Any]], pixels: np.ndarray, drawn: list[np.ndarray]) -> None:
-        """Writes pictures beside what was drawn of them, and their files into the rows."""
-        for row, one, seen in zip(rows, pixels / 255, drawn, strict=True):
+    def save(self, rows: list[dict[str, Any]], pixels: np.ndarray, where: np.ndarray) -> None:
+        """Writes pictures beside what was shown of them, and their files into the rows."""
+        for row, one, numbers in zip(rows, pixels / 255, where, strict=True):
+            seen = draw(one, numbers)
             times = len(seen) // len(one)  # small ones were enlarged
             both = np.hstack([one.repeat(times, axis=0).repeat(times, axis=1), seen])
             row["overlay"] = str(self._free(Path(row["file"]).stem))

@@ -16,7 +16,7 @@ from bvit import config as config_lib
 from bvit import data
 from bvit import experiment as setup
 from bvit.checkpoint import Checkpoints
-from bvit.tokens.inputs import Policy
+from bvit.tokens import Policy
 from bvit.training.state import create_state
 
 

@@ -96,6 +96,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
+def put_whole(rows: np.ndarray, mesh: Mesh) -> Array:
+    """Lays rows that every process has on the devices, as batches are laid."""
+    return jax.make_array_from_callback(rows.shape, batch_sharding(mesh), lambda i: rows[i])
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Placement of what every device holds whole."""
     return NamedSharding(mesh, P())

@@ -60,10 +60,6 @@ def _vit(config: ConfigDict) -> None:
     config.init_from = f"hf:timm/{config.model.name}.{VIT_TAG}"
     config.data.mean = HALF
     config.data.std = HALF
-    config.model.plan_after = 2  # blocks that compute every patch before tokens are left out
-    # Only the policies merge and merge2 use these.
-    config.model.merge_levels = 0  # levels of merged tokens with a learned embedding
-    config.model.merge_detail = False  # give a merged token the detail of its patches too
     config.tokens.policy = "cluster:0.5,cluster:0.33"
     config.train.condition = "sharp+blur+region"
     config.train.steps = 20_000
@@ -77,8 +73,7 @@ def _vit(config: ConfigDict) -> None:
     config.optimizer.clip_norm = 1.0
     config.eval.batch_size = 512
     config.eval.policies = (
-        "keep,zero,drop:0.5,pool:0.5,random:0.5,merge:0.5,merge:auto,cluster:0.5,cluster:0.33,"
-        "tome:16"
+        "keep,zero,drop:0.5,pool:0.5,random:0.5,merge:0.5,cluster:0.5,cluster:0.33,tome:0.5"
     )
 
 

@@ -38,10 +38,6 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.model.dropout = 0.0
     config.model.stochastic_depth = 0.0  # share of images that skip the last block, less before it
     config.model.remat = False  # recompute activations in the backward pass: less memory, more time
-    config.model.merge_levels = 1  # levels of merged tokens with a learned embedding
-    config.model.merge_detail = False  # give a merged token the detail of its patches too
-    config.model.plan_after = 0  # blocks that compute every patch before tokens are left out
-    config.model.size_bias = True  # attend to a token in proportion to the patches it stands for
 
     config.train.condition = "sharp+blur+region"
     config.optimizer.clip_norm = 1.0

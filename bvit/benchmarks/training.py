@@ -17,10 +17,10 @@ from bvit.benchmarks.networks import CLASSES, TRAINING_FLOPS
 from bvit.evaluation import cost
 from bvit.image.conditions import apply_condition, indexed_keys
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD, to_float
-from bvit.tokens.inputs import Policy, parse_policy
+from bvit.tokens import parse
 from bvit.training.optimizer import make_optimizer
 from bvit.training.state import TrainState, create_state
-from bvit.training.step import Recipe, make_train_step
+from bvit.training.step import Hyperparameters, make_train_step
 
 SIZE, PATCH = 224, 16
 # Those that targets are stated for: on an accelerator, and on a CPU, where ViT-B takes minutes.
@@ -42,7 +42,7 @@ class Step:
     """
 
     model: nn.Module
-    recipe: Recipe
+    recipe: Hyperparameters
     mesh: Mesh
     state: TrainState
     batch: dict[str, Array]
@@ -88,9 +88,9 @@ def make_step(
     if name.startswith("vit"):
         overrides["image_size"] = size
     model = models.create(name, num_classes=CLASSES, dtype=compute_dtype(), **overrides)
-    recipe = Recipe(
+    recipe = Hyperparameters(
         condition=condition,
-        policy=_policy(policy, size),
+        policy=parse(policy),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )
@@ -105,10 +105,6 @@ def make_step(
     }
     batch = jax.device_put(batch, sharding.batch_sharding(mesh))
     return Step(model, recipe, mesh, create(jax.random.key(0)), batch)
-
-
-def _policy(text: str, size: int) -> Policy:
-    return parse_policy(text, grid=(size // PATCH,) * 2, patch_size=PATCH)
 
 
 def _optimizer() -> optax.GradientTransformation:

@@ -1,27 +1,190 @@
-"""Evaluation of one model as often as wanted: each condition and policy is compiled once."""
+"""Exact, paired accuracy over conditions × token policies.
 
-from collections.abc import Callable, Iterator, Sequence
+Every test image is counted once, whatever the batch size or the number of devices: the last batch
+is padded and the padding masked. What is done to test image i follows from (seed, condition, i)
+alone, so that every model and policy sees identical pixels and their differences are paired.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, Int, PyTree
 from tqdm import tqdm
 
+from bvit.classify import Inputs, forward, num_tokens, prepare, shown
 from bvit.evaluation import cost
-from bvit.evaluation.adaptive import AdaptiveClassifier
-from bvit.evaluation.evaluate import Outcome, evaluate, make_classify, make_corrupt, put_batch
-from bvit.tokens.inputs import Policy
+from bvit.image.conditions import apply_condition, drawn_by, indexed_keys
+from bvit.image.pixels import to_float
+from bvit.sharding import batch_sharding, per_image
+from bvit.tokens import Policy
+
+# Keeps the keys of test images apart from those of training, which are folded from the same seed.
+EVALUATION_STREAM = zlib.crc32(b"evaluation") & 0x7FFFFFFF
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalResult:
+    """What a model answered for every test image under one condition and policy.
+
+    Attributes:
+      condition: what was done to the images.
+      policy: which tokens were computed.
+      index: which test images, ascending; int64 [n].
+      rank: how many classes scored above the true one (0: top-1 right), int32 [n].
+    """
+
+    condition: str
+    policy: Policy
+    index: np.ndarray
+    rank: np.ndarray
+
+    def correct(self, k: int = 1) -> np.ndarray:
+        """Whether the true class is among the first k; bool [n]."""
+        return self.rank < k
+
+
+def label_rank(logits: Float[Array, "n c"], label: Int[Array, " n"]) -> Int[Array, " n"]:
+    """The place of the true class in the order of the logits, 0 for the first.
+
+    Ties go to the lower class, as in argmax. A picture with a logit that is not finite ranks last:
+    NaN compares as false and would otherwise count as right.
+    """
+    own = jnp.take_along_axis(logits, label[:, None], axis=1)
+    lower = jnp.arange(logits.shape[1]) < label[:, None]
+    rank = jnp.sum((logits > own) | ((logits == own) & lower), axis=1)
+    return jnp.where(jnp.isfinite(logits).all(axis=1), rank, logits.shape[1])
+
+
+def make_corrupt(condition: str, *, seed: int, mesh: Mesh) -> Callable[[Array, Array], Array]:
+    """Builds (uint8 images, test indices) → pixels in [0, 1] under a condition, jitted."""
+    stream = zlib.crc32(drawn_by(condition).encode()) & 0x7FFFFFFF
+
+    def corrupt(image: Array, index: Array) -> Array:
+        key = jax.random.fold_in(jax.random.key(seed), EVALUATION_STREAM)
+        keys = indexed_keys(jax.random.fold_in(key, stream), index)
+        apply = per_image(lambda k, x: apply_condition(condition, k, to_float(x)), mesh)
+        return apply(keys, image)
+
+    return jax.jit(corrupt)
+
+
+def make_classify(
+    model: nn.Module,
+    policy: Policy,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    seed: int,
+    mesh: Mesh,
+) -> Callable[[PyTree, Array, Array], Array]:
+    """Builds (variables, pixels in [0, 1], test indices) → logits under a policy, jitted."""
+
+    def classify(variables: PyTree, image: Array, index: Array) -> Array:
+        def inputs(key: Array, image: Array) -> Inputs:
+            return prepare(model, image, policy, mean=mean, std=std, key=key)
+
+        keys = indexed_keys(jax.random.key(seed), index)
+        return forward(model, variables, per_image(inputs, mesh)(keys, image), policy)
+
+    return jax.jit(classify)
+
+
+def make_shown(
+    model: nn.Module,
+    policy: Policy,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    seed: int,
+) -> Callable[[PyTree, Array, Array], Array]:
+    """Builds (variables, pixels in [0, 1], indices) → the token that shows each patch, jitted."""
+
+    def where(variables: PyTree, image: Array, index: Array) -> Array:
+        key = indexed_keys(jax.random.key(seed), index)
+        return shown(model, variables, image, policy, mean=mean, std=std, key=key)
+
+    return jax.jit(where)
+
+
+Classify = Callable[[PyTree, Array, Array], Array]
+
+
+def evaluate(
+    variables: PyTree,
+    batches: Iterable[dict[str, np.ndarray]],
+    corruptions: Mapping[str, Callable[[Array, Array], Array]],
+    classifiers: Mapping[Policy, Classify],
+    *,
+    mesh: Mesh,
+    progress: Callable[[int], None] = lambda images: None,
+) -> list[EvalResult]:
+    """Classifies every image under every condition and policy.
+
+    Args:
+      variables: the model's.
+      batches: this process's share of the test set: "image", "label", "index" and "mask" (False:
+        padding) of equal length.
+      corruptions: condition → function of `make_corrupt`.
+      classifiers: policy → function of `make_classify`.
+      mesh: whose devices share a batch.
+      progress: called with the number of images of each batch that is done.
+
+    Returns:
+      One result for each condition and policy, over the images of all processes.
+    """
+    ranks: dict[tuple[str, Policy], list[Array]] = {
+        (name, policy): [] for name in corruptions for policy in classifiers
+    }
+    indices = []
+    for rows in batches:
+        batch = put_batch(rows, mesh)
+        indices.append(jnp.where(batch["mask"], batch["index"], -1))
+        for condition, corrupt in corruptions.items():
+            pixels = corrupt(batch["image"], batch["index"])
+            for policy, classify in classifiers.items():
+                logits = classify(variables, pixels, batch["index"])
+                ranks[condition, policy].append(_rank_of(logits, batch["label"]))
+            jax.block_until_ready(ranks[condition, policy][-1])  # keeps the queue short
+        progress(int(rows["mask"].sum()))
+    index = _on_host(indices)
+    order = np.argsort(index, kind="stable")[np.count_nonzero(index < 0) :]
+    return [
+        EvalResult(condition, policy, index[order], _on_host(found)[order])
+        for (condition, policy), found in ranks.items()
+    ]
+
+
+_rank_of = jax.jit(label_rank)
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
+    """Lays this process's rows of a batch on its devices, as one array over all processes."""
+    return {
+        name: jax.make_array_from_process_local_data(batch_sharding(mesh), rows)
+        for name, rows in batch.items()
+    }
+
+
+def _on_host(parts: Sequence[Array]) -> np.ndarray:
+    """Sharded arrays of all processes, end to end, on every host."""
+    if not parts:
+        return np.zeros((0,), np.int32)
+    return np.concatenate([multihost_utils.process_allgather(part, tiled=True) for part in parts])
 
 
 class Evaluator:
     """Classifies a test set under every condition and policy, and measures what that costs.
 
     Attributes:
-      costs: policy of one budget → "tokens", and after `measure` "gflops" and "images_per_s" too.
-        A policy that chooses has those of its budgets, and is timed as it classifies.
+      costs: policy → "tokens", and after `measure` "gflops" and "images_per_s" too.
     """
 
     def __init__(
@@ -33,7 +196,6 @@ class Evaluator:
         policies: Sequence[Policy],
         num_images: int,
         image_size: int,
-        batch_size: int,
         mean: tuple[float, ...],
         std: tuple[float, ...],
         seed: int,
@@ -45,10 +207,9 @@ class Evaluator:
           model: of `bvit.models.create`.
           batches: opens the test set, see `evaluate`.
           conditions: names in `bvit.image.conditions`.
-          policies: what the model does with blurry patches.
+          policies: which tokens the model computes.
           num_images: size of the test set, for the progress bar.
-          image_size: side of the pictures, in pixels.
-          batch_size: pictures that run together where they are sorted by budget.
+          image_size: side of the images, in pixels.
           mean: normalisation of the pixels.
           std: normalisation of the pixels.
           seed: of the test blurs.
@@ -57,25 +218,21 @@ class Evaluator:
         self._model, self._batches, self._mesh = model, batches, mesh
         self._num_images, self._image_size = num_images, image_size
         self._corruptions = {name: make_corrupt(name, seed=seed, mesh=mesh) for name in conditions}
-        options = {"mean": mean, "std": std, "mesh": mesh}
         self._classifiers = {
-            policy: AdaptiveClassifier(model, policy, batch_size=batch_size, **options)
-            if policy.budgets
-            else make_classify(model, policy, seed=seed, **options)
+            policy: make_classify(model, policy, mean=mean, std=std, seed=seed, mesh=mesh)
             for policy in policies
         }
         self.costs: dict[Policy, dict[str, Any]] = {
             policy: {
-                "tokens": cost.num_tokens(model, policy, image_size),
+                "tokens": num_tokens(model, policy, image_size),
                 "gflops": None,
                 "images_per_s": None,
             }
-            for chosen in policies
-            for policy in chosen.static
+            for policy in policies
         }
 
-    def __call__(self, variables: PyTree) -> list[Outcome]:
-        """Classifies the whole test set; one outcome for each condition and policy."""
+    def __call__(self, variables: PyTree) -> list[EvalResult]:
+        """Classifies the whole test set; one result for each condition and policy."""
         with tqdm(
             total=self._num_images,
             desc="evaluating",
@@ -98,8 +255,7 @@ class Evaluator:
         batch = put_batch(next(self._batches()), self._mesh)
         corrupt = next(iter(self._corruptions.values()))
         pixels = corrupt(batch["image"], batch["index"])
-        timed = {p: classify for p, classify in self._classifiers.items() if not p.budgets}
-        speeds = cost.images_per_second(timed, variables, pixels, batch["index"])
+        speeds = cost.images_per_second(self._classifiers, variables, pixels, batch["index"])
         for policy, costs in self.costs.items():
-            costs["images_per_s"] = speeds.get(policy)
+            costs["images_per_s"] = speeds[policy]
             costs["gflops"] = cost.gflops(self._model, variables, policy, self._image_size)

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from bvit.evaluation.evaluate import Outcome
+from bvit.evaluation.evaluator import EvalResult
 from bvit.evaluation.statistics import paired_difference, wilson_interval
-from bvit.tokens.inputs import Policy
+from bvit.tokens import Keep, Policy
 
 Row = dict[str, Any]
 
@@ -27,56 +27,40 @@ NOTHING = "–"
 IN_PERCENT = ("top1", "ci95", "top5", "difference", "difference_ci95")
 
 
-def make_rows(outcomes: Sequence[Outcome], costs: dict[Policy, dict[str, Any]]) -> list[Row]:
-    """Sums outcomes up, one row for each condition and policy.
+def make_rows(results: Sequence[EvalResult], costs: dict[Policy, dict[str, Any]]) -> list[Row]:
+    """Sums results up, one row for each condition and policy.
 
     Args:
-      outcomes: of `evaluate`.
-      costs: policy of one budget → its "tokens", "gflops" and "images_per_s".
+      results: of `evaluate`.
+      costs: policy → its "tokens", "gflops" and "images_per_s".
 
     Returns:
       Rows with shares in [0, 1]; "difference" is the top-1 minus that of `keep` on the same
-      pictures, with its paired interval, and None for `keep` itself. "tokens" and "gflops" are
-      those computed for a picture, padding included, in the mean where its budget follows from
-      it; "tokens_used" are the tokens that were no padding.
+      images, with its paired interval, and None for `keep` itself. "tokens" are those that a block
+      computes for an image, the mean over the blocks.
     """
-    baseline = {o.condition: o for o in outcomes if o.policy.name == "keep"}
+    baseline = {one.condition: one for one in results if one.policy == Keep()}
     rows = []
-    for outcome in outcomes:
-        right = outcome.correct()
-        keep = baseline.get(outcome.condition)
+    for result in results:
+        right = result.correct()
+        keep = baseline.get(result.condition)
         difference, interval = None, None
-        if keep is not None and keep is not outcome:
+        if keep is not None and keep is not result:
             difference, interval = paired_difference(right, keep.correct())
         rows.append(
             {
-                "condition": outcome.condition,
-                "policy": outcome.policy.family,
-                "budget": outcome.policy.budget,
+                "condition": result.condition,
+                "policy": result.policy.label,
                 "top1": _mean(right),
-                "top5": _mean(outcome.correct(5)),
+                "top5": _mean(result.correct(5)),
                 "n": len(right),
                 "ci95": list(wilson_interval(int(right.sum()), len(right))),
                 "difference": difference,
                 "difference_ci95": None if interval is None else list(interval),
-                **_costs(outcome, costs),
+                **costs[result.policy],
             }
         )
     return rows
-
-
-def _costs(outcome: Outcome, costs: dict[Policy, dict[str, Any]]) -> dict[str, Any]:
-    if outcome.budget is None:
-        found = dict(costs[outcome.policy])
-    else:
-        each = {policy.budget: costs[policy] for policy in outcome.policy.static}
-        found = {"tokens": None, "gflops": None}
-        for name in found:
-            values = [each[budget][name] for budget in outcome.budget.tolist()]
-            found[name] = float(np.mean(values)) if values and None not in values else None
-        found["images_per_s"] = outcome.images_per_s
-    used = found["tokens"] if outcome.used is None else _mean(outcome.used)
-    return found | {"tokens_used": used}
 
 
 def _mean(right: np.ndarray) -> float:
@@ -105,8 +89,10 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def policy_label(row: Row) -> str:
-    """A row's policy with its budget, as one types it."""
-    return row["policy"] if row["budget"] is None else f"{row['policy']}:{row['budget']}"
+    """A row's policy as people type it."""
+    # Runs of before a policy's label held its budget have that in a key of its own.
+    budget = row.get("budget")
+    return row["policy"] if budget is None else f"{row['policy']}:{budget}"
 
 
 def format_cell(row: Row, key: str, form: str) -> str:
@@ -114,8 +100,6 @@ def format_cell(row: Row, key: str, form: str) -> str:
     value = policy_label(row) if key == "policy" else row[key]
     if value is None:
         return NOTHING
-    if key == "tokens" and row.get("tokens_used", value) != value:
-        return f"{form.format(row['tokens_used'])} of {form.format(value)}"
     scale = 100 if key in IN_PERCENT else 1
     values = value if isinstance(value, list) else [value]
     return form.format(*(v * scale if isinstance(v, float) else v for v in values))

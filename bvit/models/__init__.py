@@ -11,11 +11,8 @@ from bvit.models.googlenet import GoogLeNet
 from bvit.models.resnet import BasicBlock, Bottleneck, ResNet
 from bvit.models.vgg import VGG
 from bvit.models.vit import VisionTransformer
-from bvit.tokens import clusters
-from bvit.tokens import plans as tokens
-from bvit.tokens.adaptive import adaptive_apply
 
-__all__ = ["MODELS", "adaptive_apply", "clusters", "create", "tokens"]
+__all__ = ["MODELS", "VisionTransformer", "create"]
 
 # Widths and heads of tiny and small: DeiT (Touvron et al. 2021); of base and large: Dosovitskiy et
 # al. 2021, table 1.

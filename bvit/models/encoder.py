@@ -1,13 +1,15 @@
 """The encoder's layer: multi-head attention and an MLP (Vaswani et al. 2017), normed beforehand."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float, Shaped
 
-from bvit.tokens import tome
+from bvit.tokens.policy import Attention as Attended
+from bvit.tokens.policy import Policy, Tokens, ViTShape
 
 # The values of the published ViTs, which timm and Google's vision_transformer share.
 NORM_EPSILON = 1e-6
@@ -38,7 +40,7 @@ class Attention(nn.Module):
         x: Float[Array, "n t width"],
         mask: Bool[Array, "n t"] | None,
         bias: Float[Array, "n t"] | None,
-    ) -> tuple[Float[Array, "n t width"], Float[Array, "n t heads head_dim"]]:
+    ) -> tuple[Float[Array, "n t width"], Attended]:
         """Mixes the tokens of each image.
 
         Args:
@@ -47,7 +49,7 @@ class Attention(nn.Module):
           bias: added to the logits of attending to each token.
 
         Returns:
-          The mixed tokens, and the keys of those that came.
+          The mixed tokens, and the queries and keys that mixed them.
         """
         width = x.shape[-1]
         # The axes 3 (query, key, value) × heads × head_dim stay apart in the kernel, so that heads
@@ -66,7 +68,7 @@ class Attention(nn.Module):
         mixed = nn.DenseGeneral(
             width, axis=(-2, -1), dtype=self.dtype, kernel_init=truncated_normal, name="proj"
         )(mixed.reshape(-1, *mixed.shape[2:]))
-        return mixed.reshape(x.shape), key
+        return mixed.reshape(x.shape), Attended(query, key)
 
 
 def _over_queries(x: Shaped[Array, "n t"] | None) -> Shaped[Array, "n 1 1 t"] | None:
@@ -91,39 +93,40 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: attention, then MLP, each added to what came in.
+    """A pre-norm transformer block: attention, then MLP, each added to its input.
 
-    `drop_path` is the probability that an image skips a branch (Huang et al. 2016). With `tome_r`,
-    so many tokens are merged between the two, of which the first `prefix` are left alone.
+    Between the two, the policy may reduce the tokens. Attention is in proportion to the patches
+    that a token stands for, by log(size) added to its logits (Bolya et al. 2023, arXiv:2210.09461,
+    equation 1).
+
+    Attributes:
+      number: of the block, counted from 1.
+      num_heads: attention heads.
+      mlp_ratio: hidden features of the MLP, as a multiple of the width.
+      dropout: rate after each branch and inside the MLP.
+      drop_path: probability that an image skips a branch (Huang et al. 2016).
+      dtype: what is computed in.
+      policy: what reduces the tokens.
+      vit: the shape of the whole encoder, for the policy.
     """
 
+    number: int
     num_heads: int
     mlp_ratio: float
     dropout: float
     drop_path: float
     dtype: DTypeLike
-    size_bias: bool
-    tome_r: int
-    prefix: int
+    policy: Policy
+    vit: ViTShape
 
     @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "n t width"],
-        size: Float[Array, "n t"] | None,
-        mask: Bool[Array, "n t"] | None,
-        train: bool,
-    ) -> tuple[Float[Array, "n t2 width"], Float[Array, "n t2"] | None]:
+    def __call__(self, tokens: Tokens, plan: Any, train: bool) -> Tokens:
         """One layer of the encoder.
 
         Args:
-          x: the tokens.
-          size: how many patches each stands for; None if each stands for one.
-          mask: False for tokens that are padding; None if none is.
+          tokens: of the layer before.
+          plan: of the policy.
           train: whether to drop units and branches. Static.
-
-        Returns:
-          The tokens that are left, with their sizes.
         """
 
         def dropped(branch: Float[Array, "n t width"]) -> Float[Array, "n t width"]:
@@ -133,15 +136,14 @@ class Block(nn.Module):
             )
 
         # Padding has size 0 and is masked: its bias has only to be finite.
-        bias = jnp.log(jnp.maximum(size, 1)) if self.size_bias and size is not None else None
-        branch, key = Attention(self.num_heads, self.dtype, name="attn")(
-            layer_norm(dtype=self.dtype, name="norm1")(x), mask, bias
+        bias = None if tokens.size is None else jnp.log(jnp.maximum(tokens.size, 1))
+        branch, attention = Attention(self.num_heads, self.dtype, name="attn")(
+            layer_norm(dtype=self.dtype, name="norm1")(tokens.x), tokens.mask, bias
         )
-        x = x + dropped(branch)
-        if self.tome_r:
-            x, size = tome.merge(x, size, key.mean(axis=2), self.tome_r, protected=self.prefix)
-        hidden = round(x.shape[-1] * self.mlp_ratio)
+        tokens = tokens.replace(x=tokens.x + dropped(branch))
+        tokens = self.policy.reduce(tokens, attention, self.number, plan=plan, vit=self.vit)
+        hidden = round(tokens.x.shape[-1] * self.mlp_ratio)
         branch = Mlp(hidden, self.dropout, self.dtype, name="mlp")(
-            layer_norm(dtype=self.dtype, name="norm2")(x), train
+            layer_norm(dtype=self.dtype, name="norm2")(tokens.x), train
         )
-        return x + dropped(branch), size
+        return tokens.replace(x=tokens.x + dropped(branch))

@@ -116,7 +116,7 @@ def linear(
     fan_in: int,
     kernel_init: Initializer = linear_kernel_init,
     dtype: Dtype,
-    name: str,
+    name: str | None = None,
 ) -> nn.Dense:
     """A dense layer whose bias starts as torch.nn.Linear's does, uniform in +-1/sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in)

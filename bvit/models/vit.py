@@ -1,17 +1,16 @@
 """The Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), as timm builds it."""
 
-from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, DTypeLike, Float, Shaped
+from jaxtyping import Array, DTypeLike, Float
 
-from bvit.image.patches import check_patch_size, patchify
+from bvit.image.patches import check_patch_size
 from bvit.models.encoder import Block, by_token, layer_norm, truncated_normal
-from bvit.tokens import clusters, pyramid
-from bvit.tokens import plans as tokens
-from bvit.tokens.plans import TokenPlan
+from bvit.tokens.policy import Policy, Tokens, ViTShape, with_prefix
 
 CHANNELS = 3
 
@@ -45,8 +44,7 @@ class VisionTransformer(nn.Module):
 
     All fields are static. Parameters are float32 whatever `dtype` is, and named as in timm:
     `patch_embed`, `cls_token`, `pos_embed`, `blocks_0` … with `norm1`, `attn/qkv`, `attn/proj`,
-    `norm2`, `mlp/fc1`, `mlp/fc2`, then `norm` and `head`; merge_levels adds `scale_embed`, and
-    merge_detail `detail_kernel`.
+    `norm2`, `mlp/fc1`, `mlp/fc2`, then `norm` and `head`.
 
     Attributes:
       num_classes: logits for each image.
@@ -65,23 +63,6 @@ class VisionTransformer(nn.Module):
         linearly from 0 at the first block (Huang et al. 2016, arXiv:1603.09382).
       dtype: what the blocks compute in; the final norm and the head always use float32.
       remat: recompute each block's activations in the backward pass, to save memory.
-      merge_levels: levels of merged tokens that get a learned scale embedding; it starts at zero,
-        where it changes nothing. Plans may merge without it, or further.
-      merge_detail: also give each merged token a projection of the embeddings of the four tiles
-        one level below that it stands for, so that their detail is not lost; it too starts at zero
-        (after APT: Choudhury et al. 2025, arXiv:2510.18091). Embeds every patch.
-      plan_after: blocks that still compute every patch, before a plan takes its tokens from what
-        they made of them: a merged token is then the mean of its patches' tokens, which know their
-        surroundings in full. Of what a plan saves, a share of plan_after / depth is lost.
-      size_bias: attend to a token in proportion to the patches it stands for, by log(size) added to
-        the attention's logits (Bolya et al. 2023, arXiv:2210.09461, equation 1).
-      tome_r: tokens that each block merges into others by the similarity of their keys, whatever
-        the pixels are (`bvit.tokens.tome`, the same paper); its attention has the size bias. Needs
-        the full set of tokens, so no plan. 0 merges none.
-      cluster_to: patch tokens that are left after the first `plan_after` blocks, where neighbours
-        that have become alike are joined into their mean (`bvit.tokens.clusters`); attention has
-        the size bias from there on. It needs no plan, and takes none. 0 joins none. Which cluster
-        each patch went into is kept as "cluster" where `apply` asks for mutable "intermediates".
     """
 
     num_classes: int = 1000
@@ -96,12 +77,6 @@ class VisionTransformer(nn.Module):
     stochastic_depth: float = 0.0
     dtype: DTypeLike = jnp.float32
     remat: bool = False
-    merge_levels: int = 0
-    merge_detail: bool = False
-    plan_after: int = 0
-    size_bias: bool = False
-    tome_r: int = 0
-    cluster_to: int = 0
 
     def __post_init__(self):
         super().__post_init__()
@@ -119,25 +94,6 @@ class VisionTransformer(nn.Module):
             rate = getattr(self, name)
             if not 0 <= rate < 1:
                 raise ValueError(f"{name} must be a rate in [0, 1): got {rate}.")
-        if self.tome_r < 0:
-            raise ValueError(f"tome_r must be a number of tokens, 0 or more: got {self.tome_r}.")
-        if self.cluster_to:
-            clusters.check_count(self.grid, self.cluster_to)
-            if self.tome_r:
-                raise ValueError(
-                    "cluster_to and tome_r both merge tokens between the blocks: got cluster_to="
-                    f"{self.cluster_to}, tome_r={self.tome_r}; set one of them to 0."
-                )
-        if not 0 <= self.plan_after < max(self.depth, 1):
-            raise ValueError(
-                "plan_after must leave blocks for the plan's tokens, so be 0 to depth - 1 = "
-                f"{self.depth - 1}: got {self.plan_after}."
-            )
-        if self.merge_detail and not self.merge_levels:
-            raise ValueError(
-                "merge_detail needs merge_levels, the levels it is learned for: got "
-                "merge_levels=0; use merge_levels=1, or 2 for policy 'merge2'."
-            )
 
     @property
     def _image_shape(self) -> tuple[int, int]:
@@ -150,31 +106,62 @@ class VisionTransformer(nn.Module):
         height, width = self._image_shape
         return height // self.patch_size, width // self.patch_size
 
+    @property
+    def shape(self) -> ViTShape:
+        """What token policies have to know."""
+        prefix = int(self.pool == "cls")
+        return ViTShape(self.grid, self.patch_size, self.depth, self.width, self.mlp_ratio, prefix)
+
     @nn.compact
     def __call__(
-        self, images: Float[Array, "n h w 3"], train: bool = False, plan: TokenPlan | None = None
+        self,
+        images: Float[Array, "n h w 3"],
+        train: bool = False,
+        policy: Policy = Policy(),  # noqa: B008 (frozen)
+        plan: Any = None,
     ) -> Float[Array, "n num_classes"]:
         """Classifies images.
+
+        `bvit.classify` does all of it from pixels; this is for those who normalise by themselves.
 
         Args:
           images: [n, h, w, 3], normalised, of the model's image_size.
           train: whether to drop units and branches; needs a "dropout" key when a rate is above 0.
-          plan: the tokens to compute for each image, of `bvit.tokens.plans.plan`; None is all.
+          policy: which tokens are computed, of `bvit.tokens.parse`; by default all. Static.
+          plan: of `policy.plan`, from the pixels of these images; None if the policy needs none.
 
         Returns:
-          float32 logits.
+          float32 logits. With mutable=["intermediates"], also the number of the token that shows
+          each patch, "where": int [n, patches], -1 for a patch that no token shows.
 
         Raises:
-          ValueError: the images or the plan are not what the model was made for.
+          ValueError: the images, the policy or the plan do not fit the model.
         """
         self._check_images(images)
-        if plan is not None:
-            self._check_plan(plan, len(images))
-        merging = self._merging()
-        x = self._embed(images, None if self.plan_after else plan, merging)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x, size = self._encode(x, plan, merging, train)
-        return self._classify(x, size)
+        self._check_plan(policy, plan, len(images))
+        policy.counts(self.shape)  # raises for a budget that can't be
+        tokens = self._embed(images, policy, plan)
+        tokens = tokens.replace(x=nn.Dropout(self.dropout, deterministic=not train)(tokens.x))
+        # Argument 3 is `train`, which is static (0 is the module).
+        block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
+        for i in range(self.depth):
+            tokens = block(
+                number=i + 1,
+                num_heads=self.num_heads,
+                mlp_ratio=self.mlp_ratio,
+                dropout=self.dropout,
+                drop_path=self.stochastic_depth * i / max(self.depth - 1, 1),
+                dtype=self.dtype,
+                policy=policy,
+                vit=self.shape,
+                name=f"blocks_{i}",
+            )(tokens, plan, train)
+        if not self.is_initializing():
+            every = jnp.broadcast_to(
+                jnp.arange(self.shape.patches), (len(images), self.shape.patches)
+            )
+            self.sow("intermediates", "where", every if tokens.where is None else tokens.where)
+        return self._classify(tokens)
 
     def _check_images(self, images: Array) -> None:
         height, width = self._image_shape
@@ -197,127 +184,42 @@ class VisionTransformer(nn.Module):
                 "bvit.image.pixels.to_float, then bvit.image.pixels.normalize."
             )
 
-    def _check_plan(self, plan: TokenPlan, count: int) -> None:
-        for name, value in (("tome_r", self.tome_r), ("cluster_to", self.cluster_to)):
-            if value:
-                raise ValueError(
-                    f"{name}={value} merges what it is given by itself, and takes no plan; leave "
-                    f"the plan out, or create the model with {name}=0."
-                )
-        made_for = (plan.grid, plan.patch_size, plan.tile.shape[:-1])
-        if made_for != (self.grid, self.patch_size, (count,)):
+    def _check_plan(self, policy: Policy, plan: Any, count: int) -> None:
+        if policy.needs_plan != (plan is not None):
             raise ValueError(
-                f"the plan must be for {count} images of {self.grid[0]}×{self.grid[1]} patches of "
-                f"{self.patch_size} pixels, in one batch axis: got one for batch shape "
-                f"{plan.tile.shape[:-1]}, {plan.grid[0]}×{plan.grid[1]} patches of "
-                f"{plan.patch_size} pixels; draw it from these images, before normalisation, with "
-                f"bvit.tokens.plans.plan(images, patch_size={self.patch_size}, …)."
+                f"policy {policy.label} chooses tokens from pixels: pass plan=policy.plan(pixels, "
+                "model.shape), with pixels in [0, 1], or use bvit.classify."
+                if policy.needs_plan
+                else "this policy needs no plan: pass policy=… with the plan that it drew."
+            )
+        batch = {leaf.shape[0] for leaf in jax.tree.leaves(plan)}
+        if batch - {count}:
+            raise ValueError(
+                f"the plan must be one for these {count} images, in one batch axis: got one for "
+                f"{min(batch)}; draw it with policy.plan(pixels, model.shape)."
             )
 
-    @property
-    def _prefix(self) -> int:
-        """Tokens before the patches'."""
-        return int(self.pool == "cls")
-
-    def _merging(self) -> tuple[Array | None, Array | None]:
-        """What is learned for merged tokens, whether or not this call has any: scale and detail."""
-        scale = detail = None
-        if self.merge_levels:
-            scale = self.param(
-                "scale_embed", nn.initializers.zeros, (self.merge_levels, self.width)
-            )
-        if self.merge_detail:
-            shape = (self.merge_levels, 4 * self.width, self.width)
-            detail = self.param("detail_kernel", nn.initializers.zeros, shape)
-        return scale, detail
-
-    def _embed(
-        self,
-        images: Float[Array, "n h w 3"],
-        plan: TokenPlan | None,
-        merging: tuple[Array | None, Array | None],
-    ) -> Float[Array, "n t width"]:
+    def _embed(self, images: Float[Array, "n h w 3"], policy: Policy, plan: Any) -> Tokens:
         """The encoder's tokens: the class token, where there is one, and those of the patches."""
+        prefix = self.shape.prefix
         embed = PatchEmbed(self.width, self.patch_size, self.dtype, name="patch_embed")
-        shape = (1, self._prefix + self.grid[0] * self.grid[1], self.width)
-        positions = self.param("pos_embed", truncated_normal, shape)
-        own, positions = positions[:, : self._prefix], positions[:, self._prefix :]
-        if plan is None:
-            x = embed(patchify(images, self.patch_size)) + positions.astype(self.dtype)
-        else:
-            grid = positions.reshape(1, *self.grid, self.width)
-            positions = tokens.gather(tokens.tiles(grid, plan), plan).astype(self.dtype)
-            x = _merge(tokens.tiles(images, plan), plan, merging, embed) + positions
-        if not self._prefix:
-            return x
+        positions = self.param(
+            "pos_embed", truncated_normal, (1, prefix + self.shape.patches, self.width)
+        )
+        own, positions = positions[:, :prefix], positions[:, prefix:].astype(self.dtype)
+        tokens = policy.embed(
+            images, positions.reshape(1, *self.grid, -1), embed, plan=plan, vit=self.shape
+        )
+        if not prefix:
+            return tokens
         token = self.param("cls_token", truncated_normal, (1, 1, self.width))
-        token = jnp.broadcast_to((token + own).astype(self.dtype), (len(x), 1, self.width))
-        return jnp.concatenate([token, x], axis=1)
+        token = jnp.broadcast_to((token + own).astype(self.dtype), (len(images), 1, self.width))
+        size = None if tokens.size is None else with_prefix(tokens.size, prefix)
+        return tokens.replace(x=jnp.concatenate([token, tokens.x], axis=1), size=size)
 
-    def _encode(
-        self,
-        x: Float[Array, "n t width"],
-        plan: TokenPlan | None,
-        merging: tuple[Array | None, Array | None],
-        train: bool,
-    ) -> tuple[Float[Array, "n t2 width"], Float[Array, "n t2"] | None]:
-        """Runs the blocks; the plan's tokens are taken before the first, or after `plan_after`."""
-        # Argument 4 is `train`, which is static (0 is the module).
-        block = nn.remat(Block, static_argnums=(4,)) if self.remat else Block
-        size, mask = jnp.ones(x.shape[:2]) if self.tome_r else None, None
-        for i in range(self.depth):
-            if self.cluster_to and i == self.plan_after:
-                x, size = self._join(x)
-            if plan is not None and i == self.plan_after:
-                x = self._follow(x, plan, merging) if i else x
-                size = self._with_class_token(plan.size, 1)
-                mask = None if plan.mask is None else self._with_class_token(plan.mask, True)
-            x, size = block(
-                num_heads=self.num_heads,
-                mlp_ratio=self.mlp_ratio,
-                dropout=self.dropout,
-                drop_path=self.stochastic_depth * i / max(self.depth - 1, 1),
-                dtype=self.dtype,
-                size_bias=self.size_bias or self.tome_r > 0 or self.cluster_to > 0,
-                tome_r=self.tome_r,
-                prefix=self._prefix,
-                name=f"blocks_{i}",
-            )(x, size, mask, train)
-        return x, size
-
-    def _follow(
-        self,
-        x: Float[Array, "n t width"],
-        plan: TokenPlan,
-        merging: tuple[Array | None, Array | None],
-    ) -> Float[Array, "n t2 width"]:
-        """Takes the plan's tokens from those of all patches; the class token stays."""
-        grid = x[:, self._prefix :].reshape(len(x), *self.grid, self.width)
-        taken = _merge(tokens.tiles(grid, plan), plan, merging)
-        return jnp.concatenate([x[:, : self._prefix], taken], axis=1)
-
-    def _join(
-        self, x: Float[Array, "n t width"]
-    ) -> tuple[Float[Array, "n t2 width"], Float[Array, "n t2"]]:
-        """Joins tokens that are alike; the class token stays."""
-        own, patches = x[:, : self._prefix], x[:, self._prefix :]
-        cluster = clusters.assign(patches, grid=self.grid, count=self.cluster_to)
-        self.sow("intermediates", "cluster", cluster)  # for those who want to see it
-        ones = jnp.ones(patches.shape[:2])
-        patches, size = clusters.merge(patches, ones, cluster, self.cluster_to)
-        return jnp.concatenate([own, patches], axis=1), self._with_class_token(size, 1)
-
-    def _with_class_token(
-        self, values: Shaped[Array, "n t"], own: float | bool
-    ) -> Shaped[Array, "n t+prefix"]:
-        """Puts the class token's value before those of the patch tokens."""
-        return jnp.pad(values, ((0, 0), (self._prefix, 0)), constant_values=own)
-
-    def _classify(
-        self, x: Float[Array, "n t width"], size: Float[Array, "n t"] | None
-    ) -> Float[Array, "n num_classes"]:
+    def _classify(self, tokens: Tokens) -> Float[Array, "n num_classes"]:
         """Pools the tokens, norms, and applies the head, in float32."""
-        x = x.astype(jnp.float32)
+        x, size = tokens.x.astype(jnp.float32), tokens.size
         if self.pool == "cls":
             pooled = x[:, 0]
         elif size is None:
@@ -326,41 +228,3 @@ class VisionTransformer(nn.Module):
             pooled = (size[..., None] * x).sum(axis=1) / size.sum(axis=1, keepdims=True)
         pooled = layer_norm(name="norm")(pooled)
         return nn.Dense(self.num_classes, kernel_init=truncated_normal, name="head")(pooled)
-
-
-def _merge(
-    tiles: Float[Array, "n tiles values"],
-    plan: TokenPlan,
-    merging: tuple[Array | None, Array | None],
-    embed: Callable[[Array], Array] = lambda tiles: tiles,
-) -> Float[Array, "n t width"]:
-    """The tokens that a plan names of tiles, embedded first, with the scale and detail learned."""
-    scale, detail = merging
-    if detail is None or not plan.levels:
-        x = embed(tokens.gather(tiles, plan))
-    else:
-        # The finer tiles are no tokens of their own, so every tile is embedded.
-        tiles = embed(tiles)
-        x = tokens.gather(tiles + _details(tiles, plan, detail.astype(tiles.dtype)), plan)
-    if scale is None:
-        return x
-    # A level that has no embedding matches none.
-    levels = plan.level[..., None] == 1 + jnp.arange(len(scale))
-    return x + (levels.astype(scale.dtype) @ scale).astype(x.dtype)
-
-
-def _details(
-    embedded: Float[Array, "n tiles width"],
-    plan: TokenPlan,
-    kernel: Float[Array, "levels four_widths width"],
-) -> Float[Array, "n tiles width"]:
-    """For each tile above level 0, the projected embeddings of the four tiles below it; else 0."""
-    grids = pyramid.level_grids(plan.grid, plan.levels)
-    ends = pyramid.level_starts(plan.grid, plan.levels)[1:-1]
-    levels = jnp.split(embedded, ends, axis=1)
-    details = [jnp.zeros_like(level) for level in levels]
-    for i in range(min(plan.levels, len(kernel))):
-        finer = levels[i].reshape(len(embedded), *grids[i], -1)
-        rows, columns = grids[i + 1]
-        details[i + 1] = patchify(finer[:, : 2 * rows, : 2 * columns], 2) @ kernel[i]
-    return jnp.concatenate(details, axis=1)

@@ -17,12 +17,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from bvit.evaluation import cost
-from bvit.evaluation.evaluate import Outcome, make_classify, make_corrupt
+from bvit.evaluation.evaluator import EvalResult, make_classify, make_corrupt
 from bvit.evaluation.statistics import paired_difference, wilson_interval
 from bvit.image.conditions import DEBLURRING, split_deblurring
 from bvit.image.deblur import deblur_gaussian
 from bvit.sharding import per_image
-from bvit.tokens.inputs import Policy
+from bvit.tokens import Policy
 
 DIRECT = "direct"
 # The sigma that deblurring is timed with where it must be told one; no time depends on it.
@@ -141,7 +141,7 @@ def _by_xla(equation: Any) -> float:
     return transform.lower(jax.ShapeDtypeStruct(aval.shape, aval.dtype)).cost_analysis()["flops"]
 
 
-def make_rows(outcomes: Sequence[Outcome], costs: Costs) -> list[Row]:
+def make_rows(outcomes: Sequence[EvalResult], costs: Costs) -> list[Row]:
     """Sums up the pictures that were deblurred, and what they were before it.
 
     Args:

@@ -6,11 +6,11 @@ import jax
 
 from bvit import distributed, sharding
 from bvit import experiment as setup
+from bvit.classify import num_tokens
 from bvit.evaluation import cost, imagenet_c
 from bvit.evaluation import rows as report
 from bvit.run_directory import RunDirectory
 from bvit.studies import deblurring_report
-from bvit.tokens.inputs import Policy
 from bvit.training.state import TrainState
 
 
@@ -23,7 +23,10 @@ def say(text: str) -> None:
 def introduction(experiment: setup.Experiment, state: TrainState) -> str:
     """Devices, model, cost of an image, data and length of the training."""
     c, mesh = experiment.config, experiment.mesh
-    tokens = {p.label: _tokens(experiment, p) for p in experiment.policies}
+    tokens = {
+        policy.label: num_tokens(experiment.model, policy, c.data.image_size)
+        for policy in experiment.policies
+    }
     forward = cost.gflops(
         experiment.model, state.eval_variables, experiment.recipes[0].policy, c.data.image_size
     )
@@ -35,19 +38,13 @@ def introduction(experiment: setup.Experiment, state: TrainState) -> str:
             f"model       {c.model.name}, {setup.num_parameters(state.params):,} parameters",
             f"state       {sharding.describe(state, mesh)}",
             f"an image    {c.data.image_size} px, {forward:.3f} GFLOPs, tokens "
-            + ", ".join(f"{label} {count}" for label, count in tokens.items()),
+            + ", ".join(f"{label} {count:.3g}" for label, count in tokens.items()),
             f"data        {c.data.name}: {len(experiment.train_source):,} training and "
             f"{len(experiment.test_source):,} test images, {experiment.num_classes} classes",
             f"training    {experiment.total_steps:,} steps of {c.train.batch_size} images, "
             f"{c.train.condition}",
         ]
     )
-
-
-def _tokens(experiment: setup.Experiment, policy: Policy) -> str:
-    size = experiment.config.data.image_size
-    counts = [cost.num_tokens(experiment.model, one, size) for one in policy.static]
-    return " to ".join(f"{count:.3g}" for count in dict.fromkeys((counts[0], counts[-1])))
 
 
 def summary(results: dict[str, Any], run: RunDirectory) -> str:

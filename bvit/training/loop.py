@@ -17,9 +17,8 @@ from jaxtyping import Array
 from bvit import distributed, sharding
 from bvit import experiment as setup
 from bvit.checkpoint import Checkpoints
-from bvit.evaluation import evaluate
 from bvit.evaluation import rows as report
-from bvit.evaluation.evaluator import Evaluator
+from bvit.evaluation.evaluator import Evaluator, put_batch
 from bvit.interrupt import Interrupted, SignalWatch
 from bvit.run_directory import RunDirectory, write_json
 from bvit.training import console, results
@@ -28,7 +27,7 @@ from bvit.training.meter import Meter
 from bvit.training.metrics import MetricsWriter
 from bvit.training.profile import StepTrace
 from bvit.training.state import TrainState, create_state
-from bvit.training.step import Metrics, Recipe, make_train_step
+from bvit.training.step import Hyperparameters, Metrics, make_train_step
 
 
 def train_and_evaluate(
@@ -73,9 +72,8 @@ def _run(experiment: setup.Experiment, run: RunDirectory, signals: SignalWatch) 
         with contextlib.closing(writer), contextlib.closing(trace):
             if is_main:
                 write_json(run.path / "classes.json", list(experiment.train_source.class_names))
-            if is_main and not step:
-                results.show_samples(experiment, writer, run.figures)
             state = train(experiment, state, checkpoints, writer, trace, evaluator, signals)
+            results.show_samples(experiment, state, writer, run.figures)
             outcomes = evaluator(state.eval_variables)
             found = results.gather(experiment, state, evaluator, outcomes)
             if is_main:
@@ -141,7 +139,7 @@ def train(
     pending = None
     with contextlib.closing(feed), contextlib.closing(meter), signals.held():
         for step in range(start + 1, total + 1):
-            batch = evaluate.put_batch(meter.wait_for(feed), experiment.mesh)
+            batch = put_batch(meter.wait_for(feed), experiment.mesh)
             update = updates[_draw(c.seed, step, len(updates))]
             state, metrics = trace.run(step, update, state, batch)
             metrics["signal"] = distributed.greatest(signals.received, experiment.mesh)
@@ -170,7 +168,7 @@ def _draw(seed: int, step: int, choices: int) -> int:
 
 
 def _compile_step(
-    experiment: setup.Experiment, recipe: Recipe, state: TrainState
+    experiment: setup.Experiment, recipe: Hyperparameters, state: TrainState
 ) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, Metrics]]:
     c, mesh = experiment.config, experiment.mesh
     step = make_train_step(

@@ -5,47 +5,73 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array
 
-from bvit import answers, sharding
+from bvit import answers, distributed, sharding
 from bvit import config as config_lib
 from bvit import experiment as setup
-from bvit.evaluation import evaluate, imagenet_c
+from bvit.evaluation import evaluator as evaluate
+from bvit.evaluation import imagenet_c
 from bvit.evaluation import rows as report
 from bvit.evaluation.evaluator import Evaluator
 from bvit.report import comparison, lineage, plots
 from bvit.report import overlays as pictures
 from bvit.run_directory import RunDirectory, write_json
 from bvit.studies import deblurring, deblurring_report
-from bvit.tokens.inputs import SHOW_EVERYTHING, shown_levels
+from bvit.tokens import Keep
 from bvit.training.metrics import MetricsWriter, read_metrics
 from bvit.training.state import TrainState
 
 SAMPLES = 6  # test pictures that are shown with what the policies do to them
 
 
-def show_samples(experiment: setup.Experiment, writer: MetricsWriter, folder: Path) -> None:
-    """Draws a few test pictures under each condition, and what each policy does with them."""
+def show_samples(
+    experiment: setup.Experiment, state: TrainState, writer: MetricsWriter, folder: Path
+) -> None:
+    """Draws a few test images under each condition, and what each policy shows of them.
+
+    All processes take part; the first one draws.
+    """
+    mesh, hyper = experiment.mesh, experiment.recipes[0]
     batch = setup.sample_batch(experiment, SAMPLES)
-    one_device = sharding.make_mesh(devices=jax.local_devices()[:1])
-    keys = jax.random.split(jax.random.key(experiment.config.seed), len(batch["index"]))
+    count = len(batch["index"])
+    padded = count + -count % sharding.batch_shares(mesh)
+    image, index = (
+        sharding.put_whole(np.resize(batch[name], (padded, *batch[name].shape[1:])), mesh)
+        for name in ("image", "index")
+    )
     for name in experiment.conditions:
-        corrupt = evaluate.make_corrupt(name, seed=experiment.config.seed, mesh=one_device)
-        image = corrupt(batch["image"], batch["index"])
-        levels = {
-            policy.label: np.asarray(shown_levels(image, policy, keys=keys))
+        pixels = evaluate.make_corrupt(name, seed=experiment.config.seed, mesh=mesh)(image, index)
+        where = {
+            policy.label: _on_host(
+                evaluate.make_shown(
+                    experiment.model,
+                    policy,
+                    mean=hyper.mean,
+                    std=hyper.std,
+                    seed=experiment.config.seed,
+                )(state.eval_variables, pixels, index)
+            )[:count]
             for policy in experiment.policies
-            if policy.name not in SHOW_EVERYTHING
+            if policy != Keep()
         }
-        figure = pictures.sheet(np.asarray(image), levels)
-        writer.image(0, f"samples/{name}", plots.pixels(figure))
-        figure.savefig(folder / f"samples_{name.replace(':', '_')}.png", dpi=100)
+        pixels = _on_host(pixels)[:count]
+        if distributed.is_main():
+            figure = pictures.sheet(pixels, where)
+            writer.image(int(state.step), f"samples/{name}", plots.pixels(figure))
+            figure.savefig(folder / f"samples_{name.replace(':', '_')}.png", dpi=100)
+
+
+def _on_host(array: Array) -> np.ndarray:
+    return multihost_utils.process_allgather(array, tiled=True)
 
 
 def gather(
     experiment: setup.Experiment,
     state: TrainState,
     evaluator: Evaluator,
-    outcomes: list[evaluate.Outcome],
+    outcomes: list[evaluate.EvalResult],
 ) -> dict[str, Any]:
     """Sums up what the evaluator found of the trained state: what `results.json` will hold."""
     evaluator.measure(state.eval_variables)
@@ -65,7 +91,7 @@ def gather(
 
 
 def _deblurring(
-    experiment: setup.Experiment, state: TrainState, outcomes: list[evaluate.Outcome]
+    experiment: setup.Experiment, state: TrainState, outcomes: list[evaluate.EvalResult]
 ) -> list[deblurring.Row]:
     """What deblurring changes under the first policy; [] if no condition deblurs."""
     if not deblurring.methods(experiment.conditions):
@@ -89,7 +115,7 @@ def _deblurring(
 
 def write(
     results: dict[str, Any],
-    outcomes: list[evaluate.Outcome],
+    outcomes: list[evaluate.EvalResult],
     run: RunDirectory,
     writer: MetricsWriter,
 ) -> None:

@@ -15,12 +15,12 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree, UInt8
 
+from bvit.classify import Inputs, forward, prepare
 from bvit.image.color import MAX_STRENGTHS, random_color_jitter
 from bvit.image.conditions import apply_condition, indexed_keys
-from bvit.image.pixels import normalize, to_float
+from bvit.image.pixels import to_float
 from bvit.sharding import gather_at_use, microbatches, per_image, state_shardings
-from bvit.tokens.inputs import Policy, for_policy, prepare
-from bvit.tokens.plans import TokenPlan
+from bvit.tokens import Keep, Policy
 from bvit.training.state import TrainState
 
 # Weight of each auxiliary head's loss (Szegedy et al. 2015, section 5: 0.3).
@@ -30,12 +30,12 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Hyperparameters:
     """How a training step treats a batch; hashable, every field static under jit.
 
     Attributes:
-      condition: what is done to the pictures first, see `bvit.image.conditions`.
-      policy: what is done with blurry patches.
+      condition: what is done to the images first, see `bvit.image.conditions`.
+      policy: which tokens are computed.
       mean: normalisation of the pixels.
       std: normalisation of the pixels.
       label_smoothing: share of the target that is spread over all classes.
@@ -70,7 +70,7 @@ class Recipe:
     @property
     def has_full_pass(self) -> bool:
         """Whether the step needs the logits of all tokens besides those under its policy."""
-        return (self.distill > 0 or self.sandwich) and self.policy.name != "keep"
+        return (self.distill > 0 or self.sandwich) and self.policy != Keep()
 
 
 def _mix_pairs(keys: Array, values: Float[Array, "n ..."], alpha: float) -> Float[Array, "n ..."]:
@@ -82,34 +82,29 @@ def _mix_pairs(keys: Array, values: Float[Array, "n ..."], alpha: float) -> Floa
 
 
 def make_inputs(
+    model: nn.Module,
     keys: Array,
     image: UInt8[Array, "n h w 3"],
     target: Float[Array, "n classes"],
-    recipe: Recipe,
-) -> tuple[
-    Float[Array, "n h w 3"],
-    TokenPlan | None,
-    Float[Array, "n classes"],
-    Float[Array, "n h w 3"] | None,
-]:
-    """What the device does to pictures and targets before the model: blur, mix, mask, normalise.
+    hyper: Hyperparameters,
+) -> tuple[Inputs, Float[Array, "n classes"], Inputs | None]:
+    """What the device does to images and targets before the model: blur, mix, mask, normalise.
 
     Returns:
-      Pictures and plan under the policy; targets; and, for a full pass, the same pictures with
-      every patch as it is.
+      The model's input under the policy; targets; and, for a full pass, the input with every token.
     """
     keys = jax.vmap(lambda key: jax.random.split(key, 4))(keys)
     image = to_float(image)
-    if recipe.color_jitter:
-        strengths = dict(zip(MAX_STRENGTHS, recipe.color_jitter, strict=True))
+    if hyper.color_jitter:
+        strengths = dict(zip(MAX_STRENGTHS, hyper.color_jitter, strict=True))
         image = random_color_jitter(keys[:, 3], image, **strengths)
-    image = apply_condition(recipe.condition, keys[:, 0], image)
-    if recipe.mixup:
-        image = _mix_pairs(keys[:, 1], image, recipe.mixup)
-        target = _mix_pairs(keys[:, 1], target, recipe.mixup)
-    whole = normalize(image, recipe.mean, recipe.std) if recipe.has_full_pass else None
-    image, plan = prepare(image, recipe.policy, mean=recipe.mean, std=recipe.std, keys=keys[:, 2])
-    return image, plan, target, whole
+    image = apply_condition(hyper.condition, keys[:, 0], image)
+    if hyper.mixup:
+        image = _mix_pairs(keys[:, 1], image, hyper.mixup)
+        target = _mix_pairs(keys[:, 1], target, hyper.mixup)
+    options = {"mean": hyper.mean, "std": hyper.std, "key": keys[:, 2]}
+    whole = prepare(model, image, Keep(), **options) if hyper.has_full_pass else None
+    return prepare(model, image, hyper.policy, **options), target, whole
 
 
 def distillation(
@@ -150,47 +145,46 @@ class _Sums:
 
 
 def make_gradients(
-    model: nn.Module, recipe: Recipe, mesh: Mesh
+    model: nn.Module, hyper: Hyperparameters, mesh: Mesh
 ) -> Callable[[PyTree, PyTree, PyTree, Array], tuple[PyTree, _Sums]]:
     """Builds (params, model_state, inputs, key) → (model_state, sums); see `make_inputs`."""
-
-    student = for_policy(model, recipe.policy)
 
     def gradients(
         params: PyTree, model_state: PyTree, inputs: PyTree, key: Array
     ) -> tuple[PyTree, _Sums]:
-        image, plan, target, whole = inputs
-        extra = {} if plan is None else {"plan": plan}
+        reduced, target, whole = inputs
 
         def all_tokens(params: PyTree) -> Array:
             variables = {"params": params, **model_state}
-            return model.apply(variables, whole, train=recipe.sandwich, rngs={"dropout": key})
+            options = {"train": hyper.sandwich, "rngs": {"dropout": key}}
+            return forward(model, variables, whole, Keep(), **options)
 
         teacher = None
-        if recipe.has_full_pass and not recipe.sandwich:
+        if hyper.has_full_pass and not hyper.sandwich:
             # Outside of the loss: it needs no gradient, and no part of it is kept for one.
             teacher = gather_at_use(all_tokens, mesh)(params)
 
         def loss_fn(params: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
-            logits, updated = student.apply(
+            logits, updated = forward(
+                model,
                 {"params": params, **model_state},
-                image,
+                reduced,
+                hyper.policy,
                 train=True,
                 mutable=[*model_state, "aux_logits"],
                 rngs={"dropout": key},
-                **extra,
             )
             heads = jax.tree.leaves(updated.pop("aux_logits", {}))
             loss = optax.softmax_cross_entropy(logits, target).mean()
             for head in heads:
                 loss += AUX_WEIGHT * optax.softmax_cross_entropy(head, target).mean()
             full = teacher
-            if recipe.has_full_pass and recipe.sandwich:
+            if hyper.has_full_pass and hyper.sandwich:
                 full = all_tokens(params)
                 loss += optax.softmax_cross_entropy(full, target).mean()
-            if recipe.distill and full is not None:
+            if hyper.distill and full is not None:
                 full = jax.lax.stop_gradient(full)
-                loss += recipe.distill * distillation(logits, full, recipe.distill_temperature)
+                loss += hyper.distill * distillation(logits, full, hyper.distill_temperature)
             return loss, (logits, updated)
 
         value_and_grad = jax.value_and_grad(gather_at_use(loss_fn, mesh), has_aux=True)
@@ -232,7 +226,7 @@ def accumulate(gradients: Callable, count: int, mesh: Mesh) -> Callable:
 def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    recipe: Recipe,
+    hyper: Hyperparameters,
     *,
     num_classes: int,
     mesh: Mesh,
@@ -242,28 +236,28 @@ def make_train_step(
     Args:
       model: of `bvit.models.create`.
       optimizer: of `make_optimizer`.
-      recipe: how a batch is treated.
+      hyper: how a batch is treated.
       num_classes: of the data set.
       mesh: whose devices share the batch.
 
     Returns:
       A function (state, batch) → (state, metrics), to be jitted by the caller. The batch holds
       "image" (uint8 [n, s, s, 3]) and "label" (int32 [n]); the metrics are scalars: loss (mean
-      cross-entropy of the batch, with what the recipe adds to it), accuracy (against the heaviest
-      target), grad_norm, and finite (1.0 if loss and gradient are).
+      cross-entropy of the batch, with what the hyperparameters add to it), accuracy (against the
+      heaviest target), grad_norm, and finite (1.0 if loss and gradient are).
     """
 
     def inputs(keys: Array, image: Array, target: Array):
-        return make_inputs(keys, image, target, recipe)
+        return make_inputs(model, keys, image, target, hyper)
 
     inputs = per_image(inputs, mesh)
-    gradients = accumulate(make_gradients(model, recipe, mesh), recipe.accumulate, mesh)
+    gradients = accumulate(make_gradients(model, hyper, mesh), hyper.accumulate, mesh)
 
     def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+        key = jax.random.fold_in(jax.random.key(hyper.seed), state.step)
         pixel_key, model_key = jax.random.split(key)
         target = optax.smooth_labels(
-            jax.nn.one_hot(batch["label"], num_classes), recipe.label_smoothing
+            jax.nn.one_hot(batch["label"], num_classes), hyper.label_smoothing
         )
         keys = indexed_keys(pixel_key, jnp.arange(batch["label"].shape[0]))
         prepared = inputs(keys, batch["image"], target)
@@ -273,10 +267,10 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
         if ema_params is not None:
-            ema_params = optax.incremental_update(params, ema_params, 1 - recipe.ema_decay)
+            ema_params = optax.incremental_update(params, ema_params, 1 - hyper.ema_decay)
         new = TrainState(state.step, params, model_state, opt_state, ema_params)
         finite = jnp.isfinite(sums.loss) & jnp.isfinite(grad_norm)
-        if recipe.skip_nonfinite:
+        if hyper.skip_nonfinite:
             new = _select(finite, new, state)
         metrics = {
             "loss": sums.loss,

@@ -1,19 +1,48 @@
-"""Which neighbouring tokens are so alike that one can stand for them, by Ward's method (1963)."""
+"""`cluster:0.5`: tokens that have become alike share one, by Ward's method (1963)."""
 
+import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from bvit.image.patches import nearest
-from bvit.tokens import pyramid
+from bvit.tokens.policy import Attention, BudgetPolicy, Tokens, ViTShape, with_prefix
+from bvit.tokens.ranking import best
 
 # Tokens are joined inside regions of about so many patches on a side: enough to make one token of a
 # stretch of sky, and few enough for the steps of joining, which come one after another. Of blurred
 # pictures 4 kept less, at a third of the tokens; the whole image kept no more, and took longer.
 REGION = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster(BudgetPolicy):
+    """Joins tokens into clusters in block `at`; the tokens of a cluster become their mean."""
+
+    name: ClassVar[str] = "cluster"
+
+    at: int = 1
+
+    def possible(self, vit: ViTShape) -> range:
+        """From one cluster for each region to every patch."""
+        return budgets(vit.grid)
+
+    def reduce(
+        self, tokens: Tokens, attention: Attention, block: int, *, plan: Any, vit: ViTShape
+    ) -> Tokens:
+        """Joins tokens in block `at`."""
+        if block != self.at:
+            return tokens
+        count = self.num_tokens(vit)
+        own, patches = tokens.x[:, : vit.prefix], tokens.x[:, vit.prefix :]
+        cluster = assign(patches, grid=vit.grid, count=count)
+        patches, size = merge(patches, jnp.ones(patches.shape[:2]), cluster, count)
+        x = jnp.concatenate([own, patches], axis=1)
+        return Tokens(x, with_prefix(size, vit.prefix), None, tokens.moved(cluster))
 
 
 def region_shape(grid: tuple[int, int]) -> tuple[int, int]:
@@ -61,7 +90,7 @@ def assign(
     exists = _to_regions(jnp.ones((1, patches, 1), bool), grid)[..., 0]
     added, joined = _each_region(_join)(_distances(blocks, exists))
     # Joining adds ever more inside a region, so the least of all are each region's first ones.
-    taken = pyramid.ranks(-added.reshape(n, -1)) < patches - count
+    taken = best(-added.reshape(n, -1), patches - count)
     steps = taken.reshape(added.shape).sum(-1)
     speaker = _each_region(_speakers)(joined, steps)
     speaks = exists & (speaker == jnp.arange(speaker.shape[-1]))
