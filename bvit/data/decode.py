@@ -1,7 +1,7 @@
-"""From the bytes of an image to a square of uint8 RGB pixels, with libjpeg-turbo and OpenCV.
+"""Decodes and crops images on the host, with libjpeg-turbo and OpenCV: bytes to uint8 RGB pixels.
 
-All of it runs on the host and is a pure function of its arguments. Blur and every other change of
-the pixels comes later, on the device.
+Pure functions of their arguments. Blur and every other change of the pixels comes later, on the
+device.
 """
 
 import contextlib
@@ -23,36 +23,36 @@ ASPECT_RATIO = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
 
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-# How a baseline frame in colour begins, before its height and width (ITU-T T.81, B.2.2). A decoder
-# that reads a smaller height there stops so much sooner.
+# The start of a baseline frame in colour, before height and width (ITU-T T.81, B.2.2). With a
+# smaller height written there, a decoder stops earlier.
 BASELINE_FRAME = b"\xff\xc0\x00\x11\x08"
-# The last rows of an image are interpolated otherwise where it has less colour than brightness.
+# Rows decoded below a crop: the last rows are interpolated differently where colour is subsampled.
 ROWS_BELOW = 8
-# Its standard wants EXIF to come first; some programs put a little before it.
+# The standard places EXIF first; some programs put a little before it.
 EXIF, EXIF_WITHIN = b"Exif\0", 2**14
 EXIF_ORIENTATION = 0x0112
 # Orientations 5 to 8 of the EXIF standard exchange rows and columns.
 FIRST_TRANSPOSED_ORIENTATION = 5
-# A JPEG decoder can leave out the finest frequencies: the image comes out smaller, and sooner.
+# A JPEG decoder can leave out the finest frequencies: the image is smaller, and decoded faster.
 REDUCED_FLAGS = {
     1: cv2.IMREAD_COLOR_RGB,
     2: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_COLOR_2,
     4: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_COLOR_8,
 }
-# It also comes out otherwise. Measured on 34 ImageNet photographs against decoding in full, the
-# median variance of the Laplacian of the result is 177 % where the reduced image is barely large
-# enough, 88 % where it is twice as large as needed (and 1.2 levels off on average), 101 % at three
-# times. This project tells sharp from blurry by that variance.
+# Its sharpness changes too. Measured on 34 ImageNet photographs against decoding in full, the
+# median variance of the Laplacian, by which patches are ranked, is 177 % where the reduced image is
+# barely large enough, 88 % where it is twice as large as needed (and 1.2 levels off on average),
+# 101 % at three times.
 REDUCED_MARGIN = 2.0
-# A larger factor by which an image shrinks is made up of a whole one and one up to this.
+# An image that shrinks by more than this shrinks by a whole factor first.
 MAX_TRIANGLE = 3
 # Modes that Pillow's convert("RGB") takes to 0–255 without clipping; wider ones it would clip.
 PILLOW_8_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 
 
 class UnreadableImageError(ValueError):
-    """An image whose pixels can't be had: broken, cut short, or of an unknown format."""
+    """An image that can't be decoded: broken, cut short, or of an unknown format."""
 
 
 def decode(data: bytes, *, reduction: int = 1) -> Pixels:
@@ -60,8 +60,8 @@ def decode(data: bytes, *, reduction: int = 1) -> Pixels:
 
     Greyscale is repeated over three channels, CMYK and palettes are converted, 16 bits become 8, an
     alpha channel is dropped (as Pillow's `convert("RGB")` does), and a JPEG or PNG with an EXIF
-    orientation is turned upright. JPEGs without EXIF go to libjpeg-turbo, all else and what that
-    finds fault with to OpenCV; what OpenCV declines goes to Pillow, which is slower and stricter.
+    orientation is turned upright. JPEGs without EXIF go to libjpeg-turbo; all else, and what
+    libjpeg-turbo rejects, to OpenCV; what OpenCV rejects to Pillow, which is slower and stricter.
 
     Args:
       data: the bytes of the file.
@@ -72,12 +72,11 @@ def decode(data: bytes, *, reduction: int = 1) -> Pixels:
       The pixels, uint8 [h, w, 3], RGB.
 
     Raises:
-      UnreadableImageError: `data` holds no image or only a part of one. What is missing is never
-        filled in.
+      UnreadableImageError: `data` holds no image, or only a part of one, which is never filled in.
     """
     if reduction not in REDUCED_FLAGS:
         raise ValueError(f"reduction must be one of {sorted(REDUCED_FLAGS)}: got {reduction}.")
-    # Some OpenCV 4 releases fill in the rest of a JPEG that was cut short, and say nothing.
+    # Some OpenCV 4 releases fill in the rest of a JPEG that was cut short, without an error.
     if _is_jpeg(data) and not data.endswith(JPEG_END):
         return _decode_with_pillow(data, reduction)
     if reduction == 1 and _is_plain_jpeg(data):
@@ -101,15 +100,15 @@ def random_resized_crop(
     ratio: tuple[float, float] = ASPECT_RATIO,
     flip: bool = True,
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Cuts a random part out of an image, resizes it to a square, and mirrors half of them.
+    """Crops an image at random, resizes the crop to a square, and mirrors it with probability 1/2.
 
-    The law of the crop is that of torchvision's `RandomResizedCrop` (see `draw_box`). A JPEG is
+    The crop's distribution is that of torchvision's `RandomResizedCrop` (see `draw_box`). A JPEG is
     decoded at a lower resolution where the crop then still has twice `size` pixels along both
     sides, which moves it by at most half a pixel of the result.
 
     Args:
       image: bytes of a file, or uint8 pixels [h, w, 3].
-      rng: the only source of chance. `flip` does not change which crop is drawn.
+      rng: the only source of randomness. `flip` does not change which crop is drawn.
       size: side of the result, in pixels.
       scale: range of the crop's share of the image's area, within (0, 1].
       ratio: range of the crop's width over its height.
@@ -179,7 +178,7 @@ def draw_box(
     Args:
       height: of the image, in pixels.
       width: of the image, in pixels.
-      rng: source of chance.
+      rng: source of randomness.
       scale: range of the box's share of the area.
       ratio: range of width over height.
 
@@ -229,7 +228,7 @@ def resize(pixels: Pixels, height: int, width: int) -> UInt8[np.ndarray, "{heigh
 
 @functools.lru_cache(4096)
 def _triangle(factor: float) -> Float[np.ndarray, " taps"]:
-    """What is left of Pillow's triangle for that factor when linear interpolation comes after it.
+    """The filter that gives Pillow's triangle of that factor, with linear interpolation after it.
 
     For a whole factor n that is max(0, n - |x|) / n² at the pixels x: between these the triangle is
     linear. Other factors take a mixture of the two next to them, in proportion.
@@ -245,7 +244,7 @@ def _triangle(factor: float) -> Float[np.ndarray, " taps"]:
 
 
 class _LazyImage:
-    """An image whose size is known before it is decoded, so that the resolution can be chosen."""
+    """An image whose size is known before it is decoded, so that a resolution can be chosen."""
 
     def __init__(self, image: bytes | Pixels) -> None:
         self._jpeg = image if isinstance(image, bytes) and _is_jpeg(image) else None
@@ -282,7 +281,7 @@ class _LazyImage:
         )
         if short != whole and whole in self._jpeg and _is_plain_jpeg(self._jpeg):
             jpeg = self._jpeg.replace(whole, short, 1)
-            # Not strict: it would complain of what comes after these rows.
+            # Not strict: the data after these rows would be an error.
             with contextlib.suppress(ValueError):
                 return simplejpeg.decode_jpeg(jpeg, strict=False)[:bottom]
         return decode(self._jpeg)[:bottom]
@@ -293,7 +292,7 @@ def _is_jpeg(data: bytes) -> bool:
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
-    """Whether the image is a JPEG, seems to be whole, and cannot have been turned."""
+    """Whether the image is a JPEG that seems whole and has no EXIF orientation."""
     return _is_jpeg(data) and data.endswith(JPEG_END) and data.find(EXIF, 0, EXIF_WITHIN) < 0
 
 
@@ -312,7 +311,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):  # its text names an address in memory
+    if isinstance(error, UnidentifiedImageError):  # its text holds an address in memory
         return "not a readable image (of no known format)"
     return f"not a readable image ({error})"
 

@@ -1,4 +1,4 @@
-"""Images that a person names: files, folders and patterns, read ahead of their use."""
+"""Image files that a user names, by paths, folders and patterns; read ahead of their use."""
 
 import glob
 import os
@@ -22,7 +22,7 @@ def list_images(names: Iterable[str], stdin: Iterable[str]) -> tuple[list[Path],
       stdin: more names, one a line.
 
     Returns:
-      (files, what was found of no image: name → reason).
+      (files, failures), failures being name → reason.
     """
     files, failures = [], {}
     for name in _expanded(names, stdin):
@@ -61,16 +61,16 @@ def _below(folder: str) -> list[Path]:
 def read_ahead(
     paths: Sequence[Path], group: int, *, image_size: int, short_side: int
 ) -> Iterator[list[tuple[Path, Pixels | UnreadableImageError]]]:
-    """Reads files in threads, a group ahead of the one that is given.
+    """Reads files in threads, one group ahead.
 
     Args:
       paths: the files.
-      group: how many are given at once; the last group has what is left.
+      group: files in a group; the last group has the rest.
       image_size: side of the central square that is cut out, in pixels.
       short_side: of the image before that, in pixels.
 
     Yields:
-      For each file of a group, its uint8 pixels [image_size, image_size, 3] or why there are none.
+      For each file of a group, its uint8 pixels [image_size, image_size, 3] or the error.
     """
 
     def read(path: Path) -> tuple[Path, Pixels | UnreadableImageError]:

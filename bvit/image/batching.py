@@ -77,21 +77,21 @@ def image_keys(key: Keys, batch: tuple[int, ...]) -> Key[Array, "*b"]:
     Raises:
       ValueError: the key is not a PRNG key, or its shape is neither () nor `batch`.
     """
-    if not isinstance(key, jax.Array):
-        key = jnp.asarray(key)
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        if key.dtype != jnp.uint32 or key.ndim == 0:
+    keys = jnp.asarray(key)
+    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        if keys.dtype != jnp.uint32 or keys.ndim == 0:
             raise ValueError(
-                f"key must be a PRNG key: got an array of {key.dtype} with shape {key.shape}; "
+                f"key must be a PRNG key: got an array of {keys.dtype} with shape {keys.shape}; "
                 "make one with jax.random.key(seed)."
             )
-        key = jax.random.wrap_key_data(key)
-    if key.shape == batch:
-        return key
-    if key.shape:
+        keys = jax.random.wrap_key_data(keys)
+    if keys.shape == batch:
+        return keys
+    if keys.shape:
         raise ValueError(
-            f"key must be one key, or one for each image: got keys of shape {key.shape} for images "
-            f"of batch shape {batch}; use jax.random.key(seed) or jax.random.split(key, {batch})."
+            f"key must be one key, or one for each image: got keys of shape {keys.shape} for "
+            f"images of batch shape {batch}; use jax.random.key(seed) or "
+            f"jax.random.split(key, {batch})."
         )
     index = jnp.arange(math.prod(batch)).reshape(batch)
-    return vmap_batch(partial(jax.random.fold_in, key), batch)(index)
+    return vmap_batch(partial(jax.random.fold_in, keys), batch)(index)

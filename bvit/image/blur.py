@@ -1,11 +1,12 @@
 """Gaussian blur: with a given sigma, a random one, or in random regions of each image."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Real
+from jaxtyping import Array, ArrayLike, Float, Key, Real
 
 from bvit.image.batching import Keys, image_keys, map_images, vmap_batch
 from bvit.image.checks import check_kernel_size, check_range, check_strength
@@ -82,7 +83,7 @@ def random_gaussian_blur(
 
 
 def drawn_sigma(
-    key: Keys,
+    key: Key[Array, "*b"],
     *,
     sigma_range: tuple[float, float] = (1.0, 2.0),
     probability: float = 1.0,
@@ -134,14 +135,16 @@ def region_blur(
 
 
 @partial(jax.jit, static_argnames="kernel_size")
-def _blur(image, sigma, *, kernel_size):
+def _blur(image: Array, sigma: Array, *, kernel_size: int) -> Array:
     sigma = jnp.broadcast_to(sigma, image.shape[:-3])
     return map_images(partial(_blur_one, kernel_size=kernel_size), image, sigma)
 
 
 @partial(jax.jit, static_argnames="kernel_size")
-def _random_blur(keys, image, sigma_range, probability, *, kernel_size):
-    def blur(one, key):
+def _random_blur(
+    keys: Array, image: Array, sigma_range: Sequence, probability: ArrayLike, *, kernel_size: int
+) -> Array:
+    def blur(one: Array, key: Array) -> Array:
         sigma = _draw_sigma(key, sigma_range, probability)
         return _blur_one(one, sigma, kernel_size=kernel_size)
 
@@ -149,8 +152,10 @@ def _random_blur(keys, image, sigma_range, probability, *, kernel_size):
 
 
 @partial(jax.jit, static_argnames="kernel_size")
-def _region_blur(keys, image, sigma_range, area_range, *, kernel_size):
-    def blur(one, key):
+def _region_blur(
+    keys: Array, image: Array, sigma_range: Sequence, area_range: Sequence, *, kernel_size: int
+) -> tuple[Array, Array]:
+    def blur(one: Array, key: Array) -> tuple[Array, Array]:
         sigma_key, area_key, noise_key = jax.random.split(key, 3)
         sigma = _uniform(sigma_key, sigma_range)
         region = smooth_region(noise_key, _uniform(area_key, area_range), one.shape[:2])
@@ -160,16 +165,16 @@ def _region_blur(keys, image, sigma_range, area_range, *, kernel_size):
     return map_images(blur, image, keys)
 
 
-def _draw_sigma(key, sigma_range, probability):
+def _draw_sigma(key: Array, sigma_range: Sequence, probability: ArrayLike) -> Array:
     sigma_key, coin_key = jax.random.split(key)
     chosen = _uniform(coin_key, (0.0, 1.0)) < probability
     return jnp.where(chosen, _uniform(sigma_key, sigma_range), 0.0)
 
 
-def _uniform(key, bounds):
+def _uniform(key: Array, bounds: Sequence) -> Array:
     return jax.random.uniform(key, dtype=jnp.float32, minval=bounds[0], maxval=bounds[1])
 
 
-def _blur_one(image, sigma, *, kernel_size):
+def _blur_one(image: Array, sigma: Array, *, kernel_size: int) -> Array:
     dtype = jnp.promote_types(image.dtype, jnp.float32)
     return filter_both_axes(image, half_gaussian(sigma.astype(dtype), kernel_size // 2))

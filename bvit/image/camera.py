@@ -296,37 +296,39 @@ def random_anisotropic_gaussian_blur(
     return _anisotropic(image, *draws, kernel_size=kernel_size)
 
 
-def _check(image, kernel_size):
+def _check(image: ArrayLike, kernel_size: int) -> tuple[int, ...]:
     check_image(image)
     check_kernel_size(kernel_size, np.shape(image))
     return np.shape(image)[:-3]
 
 
 @partial(jax.jit, static_argnames="kernel_size")
-def _motion(image, length, angle, bend, *, kernel_size):
+def _motion(image: Array, length: Each, angle: Each, bend: Each, *, kernel_size: int) -> Array:
     kernel = motion_kernel(length, angle, bend, kernel_size=kernel_size)
     return _convolved_where(image, kernel, length)
 
 
 @partial(jax.jit, static_argnames="kernel_size")
-def _shake(keys, image, length, *, kernel_size):
+def _shake(keys: Array, image: Array, length: Each, *, kernel_size: int) -> Array:
     return _convolved_where(image, shake_kernel(keys, length, kernel_size=kernel_size), length)
 
 
 @partial(jax.jit, static_argnames="kernel_size")
-def _defocus(image, radius, *, kernel_size):
+def _defocus(image: Array, radius: Each, *, kernel_size: int) -> Array:
     return _convolved_where(image, disk_kernel(radius, kernel_size=kernel_size), radius)
 
 
 @partial(jax.jit, static_argnames="kernel_size")
-def _anisotropic(image, sigma_along, sigma_across, angle, *, kernel_size):
+def _anisotropic(
+    image: Array, sigma_along: Each, sigma_across: Each, angle: Each, *, kernel_size: int
+) -> Array:
     kernel = gaussian_kernel(sigma_along, sigma_across, angle, kernel_size=kernel_size)
     return _convolved_where(image, kernel, jnp.maximum(sigma_along, sigma_across))
 
 
 @partial(jax.jit, static_argnames="kernel_size")
-def _box(image, width, *, kernel_size):
-    def blur(one, width):
+def _box(image: Array, width: Each, *, kernel_size: int) -> Array:
+    def blur(one: Array, width: Array) -> Array:
         distance = np.arange(kernel_size // 2 + 1)
         covered = jnp.clip(width / 2 + 0.5 - distance, 0, 1)
         return filter_both_axes(one, covered / (covered[0] + 2 * covered[1:].sum()))
@@ -335,10 +337,10 @@ def _box(image, width, *, kernel_size):
     return map_images(blur, image, jnp.broadcast_to(width, image.shape[:-3]))
 
 
-def _convolved_where(image, kernel, strength):
+def _convolved_where(image: Array, kernel: Array, strength: Each) -> Array:
     """The convolved image where its strength is above 0; elsewhere the image to the last bit."""
 
-    def blur(one, kernel, strength):
+    def blur(one: Array, kernel: Array, strength: Array) -> Array:
         return jnp.where(strength > 0, convolve_one(one, kernel), one)
 
     strength = jnp.broadcast_to(strength, image.shape[:-3])

@@ -130,10 +130,10 @@ def _stored(before: str) -> Condition:
 
 def _deblurred(before: str, *, kind: str) -> Condition:
     method, blind = DEBLURRING[kind]
-    stored, sigma = _stored(before), None if blind else _known_sigma(before, kind)
+    stored, sigma = _stored(before), _known_sigma(before, kind) if not blind else None
 
     def deblur(keys: Array, image: Pixels) -> Pixels:
-        known = None if blind else sigma(keys)
+        known = None if sigma is None else sigma(keys)
         return deblur_gaussian(
             stored(keys, image), known, method=method, kernel_size=PAPER_KERNEL_SIZE
         )
@@ -163,7 +163,7 @@ def _known_sigma(name: str, kind: str) -> Callable[[Array], Float[Array, " n"]]:
 CONDITIONS: dict[str, Condition] = {
     "sharp": _sharp,
     "blur": _blur,
-    "region": region_blur,
+    "region": region_blur,  # type: ignore[dict-item]  # returns no map here
     "motion": random_motion_blur,
     "shake": random_shake_blur,
     "defocus": random_defocus_blur,
@@ -171,7 +171,7 @@ CONDITIONS: dict[str, Condition] = {
     "glass": random_glass_blur,
     "box": random_box_blur,
     "anisotropic": random_anisotropic_gaussian_blur,
-    "depth": random_variable_gaussian_blur,
+    "depth": random_variable_gaussian_blur,  # type: ignore[dict-item]
 }
 MIXTURES = {"mix": "sharp+blur"}
 # Prefixes: what follows the colon is their argument.

@@ -75,7 +75,7 @@ def corrupt(
     return _corrupt(keys, image, name=name, severity=severity)
 
 
-def check_corruption(name: str, severity: int) -> None:
+def check_corruption(name: str, severity: int | str) -> None:
     """Raises ValueError if there is no such blur in ImageNet-C."""
     if name not in NAMES:
         raise ValueError(f"name must be one of {', '.join(NAMES)}: got {name!r}.")
@@ -131,17 +131,17 @@ def zoom_places(length: int, factor: float) -> Float[np.ndarray, " length"]:
     return first + place * (cut - 1) / max(enlarged - 1, 1)
 
 
-def _defocus(key, image, radius, sigma):
+def _defocus(key: Array, image: Array, radius: int, sigma: float) -> Array:
     del key
     return convolve_one(image, jnp.asarray(published_disk(radius, sigma), jnp.float32))
 
 
-def _glass(key, image, sigma, max_shift, rounds):
-    moved = move_pixels(key, _gaussian(None, image, sigma), max_shift=max_shift, rounds=rounds)
-    return _gaussian(None, moved, sigma)
+def _glass(key: Array, image: Array, sigma: float, max_shift: int, rounds: int) -> Array:
+    moved = move_pixels(key, _gaussian(key, image, sigma), max_shift=max_shift, rounds=rounds)
+    return _gaussian(key, moved, sigma)
 
 
-def _motion(key, image, radius, sigma):
+def _motion(key: Array, image: Array, radius: int, sigma: float) -> Array:
     angle = jax.random.uniform(key, (), jnp.float32, -MOTION_ANGLE, MOTION_ANGLE)
     width = 2 * radius + 1
     down, right = motion_offsets(width, angle)
@@ -149,12 +149,11 @@ def _motion(key, image, radius, sigma):
     # A convolution flips its kernel: the weight of a pixel to the right is at the left.
     reach = width - 1
     kernel = jnp.zeros((2 * reach + 1, 2 * reach + 1), jnp.float32)
-    weights = jnp.asarray(weights / weights.sum(), jnp.float32)
-    kernel = kernel.at[reach - down, reach - right].add(weights)
+    kernel = kernel.at[reach - down, reach - right].add(weights / weights.sum())
     return convolve_one(image, kernel, border="edge")
 
 
-def _zoom(key, image, end, step):
+def _zoom(key: Array, image: Array, end: float, step: float) -> Array:
     del key
     # The image itself counts once more. NumPy's rounding decides where the range ends.
     factors = [1.0, *np.arange(1, end, step)]
@@ -164,7 +163,7 @@ def _zoom(key, image, end, step):
     return mean_resampled(image, rows, columns)
 
 
-def _gaussian(key, image, sigma):
+def _gaussian(key: Array, image: Array, sigma: float) -> Array:
     del key
     dtype = jnp.promote_types(image.dtype, jnp.float32)
     taps = half_gaussian(jnp.asarray(sigma, dtype), int(TRUNCATE * sigma + 0.5))
@@ -184,10 +183,10 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 
 @partial(jax.jit, static_argnames=("name", "severity"))
-def _corrupt(keys, image, *, name, severity):
+def _corrupt(keys: Array, image: Array, *, name: str, severity: int) -> Array:
     function, parameters = _BLURS[name]
 
-    def blur(one, key):
+    def blur(one: Array, key: Array) -> Array:
         return jnp.clip(function(key, one, *parameters[severity - 1]), 0, 1)
 
     return map_images(blur, image, keys)

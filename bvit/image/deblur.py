@@ -166,8 +166,8 @@ def richardson_lucy(
 
 
 @jax.jit
-def _noise_to_signal(image):
-    def measure(one):
+def _noise_to_signal(image: Array) -> Array:
+    def measure(one: Array) -> Array:
         one = one.astype(jnp.float32)
         noise = noise_variance(grayscale(one), min(NOISE_BLOCK, *one.shape[:2])) / GREY_NOISE
         signal = jnp.maximum(one.var((0, 1)).mean(), LEAST_DIVISOR)
@@ -177,25 +177,25 @@ def _noise_to_signal(image):
 
 
 @jax.jit
-def _wiener(image, kernel, noise_to_signal):
+def _wiener(image: Array, kernel: Array, noise_to_signal: ArrayLike) -> Array:
     ratio = jnp.broadcast_to(noise_to_signal, image.shape[:-3])
     return map_images(_wiener_one, image, one_each(kernel, image), ratio)
 
 
-def _wiener_one(image, kernel, ratio):
+def _wiener_one(image: Array, kernel: Array, ratio: Array) -> Array:
     dtype = jnp.promote_types(image.dtype, jnp.float32)
     margin = kernel.shape[0] - 1
     size = transform_size(image.shape, margin)
     transfer = transfer_function(kernel.astype(dtype), size)
     inverse = jnp.conj(transfer) / (jnp.square(jnp.abs(transfer)) + ratio.astype(dtype))
     mean = image.astype(dtype).mean((0, 1))
-    fade = _fade(image.shape, size, margin).astype(dtype)
+    fade = jnp.asarray(_fade(image.shape, size, margin), dtype)
     extended = fade * extend(image - mean, size, margin)
     restored = mean + apply_transfer(extended, inverse, image.shape, margin)
     return restored.astype(image.dtype)
 
 
-def _fade(shape, size, margin):
+def _fade(shape: tuple[int, ...], size: tuple[int, int], margin: int) -> np.ndarray:
     """1 over the image and falling to 0 over its margins, as half a period of a cosine."""
     sides = []
     for length, total in zip(shape[:2], size, strict=True):
@@ -206,22 +206,22 @@ def _fade(shape, size, margin):
 
 
 @partial(jax.jit, static_argnames="iterations")
-def _richardson_lucy(image, kernel, *, iterations):
+def _richardson_lucy(image: Array, kernel: Array, *, iterations: int) -> Array:
     restore = partial(_richardson_lucy_one, iterations=iterations)
     return map_images(restore, image, one_each(kernel, image))
 
 
-def _richardson_lucy_one(image, kernel, *, iterations):
+def _richardson_lucy_one(image: Array, kernel: Array, *, iterations: int) -> Array:
     dtype = jnp.promote_types(image.dtype, jnp.float32)
     margin = kernel.shape[0] // 2
     size = transform_size(image.shape, margin)
     transfer = transfer_function(kernel.astype(dtype), size)
     blurred = image.astype(dtype)
 
-    def apply(x, transfer):
+    def apply(x: Array, transfer: Array) -> Array:
         return apply_transfer(extend(x, size, margin), transfer, x.shape, margin)
 
-    def step(_, estimate):
+    def step(_: ArrayLike, estimate: Array) -> Array:
         expected = jnp.maximum(apply(estimate, transfer), LEAST_DIVISOR)
         return jnp.maximum(estimate * apply(blurred / expected, jnp.conj(transfer)), 0)
 

@@ -1,6 +1,7 @@
 """What a random blur draws for each image."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -40,12 +41,12 @@ def uniform_each(
 
 
 @jax.jit
-def _uniform_each(keys, ranges, probability):
+def _uniform_each(keys: Array, ranges: Sequence, probability: ArrayLike) -> tuple[Array, ...]:
     draw = partial(_draw, ranges=ranges, probability=probability)
     return vmap_batch(draw, keys.shape)(keys)
 
 
-def _draw(key, *, ranges, probability):
+def _draw(key: Array, *, ranges: Sequence, probability: ArrayLike) -> tuple[Array, ...]:
     coin_key, *number_keys = jax.random.split(key, 1 + len(ranges))
     blurred = jax.random.uniform(coin_key) < probability
     return tuple(

@@ -129,8 +129,8 @@ def mask_patches(
 
 
 @partial(jax.jit, static_argnames=("patch_size", "border", "quantize"))
-def _variance(image, *, patch_size, border, quantize):
-    def variance(one):
+def _variance(image: Array, *, patch_size: int, border: Border, quantize: bool) -> Array:
+    def variance(one: Array) -> Array:
         height, width, _ = one.shape
         grey = _grey_levels(one, quantize)
         tile = (patch_size, patch_size) if border == "patch" else (height, width)
@@ -144,13 +144,13 @@ def _variance(image, *, patch_size, border, quantize):
 
 
 @partial(jax.jit, static_argnames="patch_size")
-def _mask(image, keep, *, patch_size):
+def _mask(image: Array, keep: Array, *, patch_size: int) -> Array:
     kept = jnp.repeat(jnp.repeat(keep, patch_size, axis=-2), patch_size, axis=-1)
     return jnp.where(kept[..., None], image, 0)
 
 
-def _grey_levels(image, quantize):
-    """One image's grey on the 0-255 scale, [h, w]; at least float32."""
+def _grey_levels(image: Float[Array, "h w 3"], quantize: bool) -> Float[Array, "h w"]:
+    """Grey on the 0-255 scale, at least float32."""
     image = image.astype(jnp.promote_types(image.dtype, jnp.float32))
     red, green, blue = (WHITE * image[..., channel] for channel in range(3))
     if not quantize:
@@ -159,19 +159,19 @@ def _grey_levels(image, quantize):
     return jnp.floor((scaled + ONE_15_BIT / 2) / ONE_15_BIT)
 
 
-def laplacian(grey: Float[Array, "h w"], tile: tuple[int, int]) -> Float[Array, "h w"]:
+def laplacian(grey: Float[Array, "h w"], tile: tuple[int, ...]) -> Float[Array, "h w"]:
     """Sum of the four neighbours less four times the pixel; each tile's border is mirrored."""
     return _neighbours(grey, 0, tile[0]) + _neighbours(grey, 1, tile[1]) - 4 * grey
 
 
-def _neighbours(grey, axis, tile):
+def _neighbours(grey: Array, axis: int, tile: int) -> Array:
     """The pixel before plus the one after; at a tile's edge the inner one stands for the outer."""
     before, after = _shift(grey, axis, 1), _shift(grey, axis, -1)
     place = lax.broadcasted_iota(jnp.int32, grey.shape, axis) % tile
     return jnp.where(place == 0, after, before) + jnp.where(place == tile - 1, before, after)
 
 
-def _shift(grey, axis, steps):
+def _shift(grey: Array, axis: int, steps: int) -> Array:
     # A pad by (1, -1) shifts, and XLA computes it where it is read: jnp.roll took a third longer.
     padding = [(0, 0, 0), (0, 0, 0)]
     padding[axis] = (steps, -steps, 0)

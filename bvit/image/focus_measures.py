@@ -4,7 +4,7 @@ They agree on photographs that are partly blurred, and differ elsewhere: the var
 Laplacian takes noise for sharpness, all but `relative` take a flat wall for blur. High is sharp.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
@@ -165,26 +165,26 @@ def own_threshold(score: str | FocusMeasure) -> float:
     return THRESHOLDS[score]
 
 
-def _measure(image, patch_size, function):
+def _measure(image: ArrayLike, patch_size: int, function: Callable[..., Array]) -> Array:
     check_image(image, channels=3)
     check_patch_size(np.shape(image)[-3:-1], patch_size)
     return _mapped(image, patch_size=patch_size, function=function)
 
 
 @partial(jax.jit, static_argnames=("patch_size", "function"))
-def _mapped(image, *, patch_size, function):
-    def one(image):
+def _mapped(image: Array, *, patch_size: int, function: Callable[..., Array]) -> Array:
+    def one(image: Array) -> Array:
         return function(WHITE * grayscale(image.astype(jnp.float32)), patch_size)
 
-    return map_images(one, jnp.asarray(image))
+    return map_images(one, image)
 
 
-def _tenengrad(grey, patch_size):
-    gradients = [_sobel(grey, axis) for axis in (0, 1)]
-    return block_values(sum(g * g for g in gradients), patch_size).mean(-1)
+def _tenengrad(grey: Array, patch_size: int) -> Array:
+    down, across = (_sobel(grey, axis) for axis in (0, 1))
+    return block_values(down * down + across * across, patch_size).mean(-1)
 
 
-def _reblur_error(grey, patch_size):
+def _reblur_error(grey: Array, patch_size: int) -> Array:
     height, width = grey.shape
     even = jnp.pad(grey, ((0, height % 2), (0, width % 2)), mode="edge")
     coarse = halve(even[..., None])[..., 0]
@@ -192,14 +192,14 @@ def _reblur_error(grey, patch_size):
     return block_values(error * error, patch_size).mean(-1)
 
 
-def _entropy(grey, patch_size):
+def _entropy(grey: Array, patch_size: int) -> Array:
     bins = jnp.clip(grey * (ENTROPY_BINS / (WHITE + 1)), 0, ENTROPY_BINS - 1).astype(jnp.int32)
     one_hot = block_values(bins, patch_size)[..., None] == jnp.arange(ENTROPY_BINS)
     shares = one_hot.mean(-2, dtype=jnp.float32)
     return jax.scipy.special.entr(shares).sum(-1) / np.log(2)
 
 
-def _relative_detail(grey, patch_size):
+def _relative_detail(grey: Array, patch_size: int) -> Array:
     smooth = _binomial(_binomial(grey, 0), 1)
     fine = block_values(laplacian(smooth, smooth.shape), patch_size).var(-1)
     contrast = block_values(grey, patch_size).var(-1)
@@ -224,7 +224,7 @@ def noise_variance(grey: Float[Array, "h w"], patch_size: int) -> Float[Array, "
     return jnp.quantile(energy, NOISE_QUANTILE)
 
 
-def _neighbours(x, axis, border="reflect"):
+def _neighbours(x: Array, axis: int, border: str = "reflect") -> Iterator[Array]:
     """The values before and after each one; border as jnp.pad calls it."""
     padding = [(0, 0)] * x.ndim
     padding[axis] = (1, 1)
@@ -233,19 +233,19 @@ def _neighbours(x, axis, border="reflect"):
     return (jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in (0, 2))
 
 
-def _sobel(x, axis):
+def _sobel(x: Array, axis: int) -> Array:
     before, after = _neighbours(x, axis)
     difference = after - before
     before, after = _neighbours(difference, 1 - axis)
     return before + 2 * difference + after
 
 
-def _binomial(x, axis):
+def _binomial(x: Array, axis: int) -> Array:
     before, after = _neighbours(x, axis)
     return (before + 2 * x + after) / 4
 
 
-def _double(x, axis):
+def _double(x: Array, axis: int) -> Array:
     """Linear interpolation to twice the size, pixel centres a quarter off, edges repeated."""
     before, after = _neighbours(x, axis, border="edge")
     both = jnp.stack([(3 * x + before) / 4, (3 * x + after) / 4], axis=axis + 1)

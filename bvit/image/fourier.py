@@ -58,7 +58,7 @@ def check_kernel(kernel: ArrayLike, shape: tuple[int, ...]) -> None:
 
 
 @jax.jit
-def _convolve(image, kernel):
+def _convolve(image: Array, kernel: Array) -> Array:
     return map_images(convolve_one, image, one_each(kernel, image))
 
 

@@ -128,13 +128,13 @@ def pixel_sources(shift: Int[Array, "h w 2"], max_shift: int) -> Int[Array, " h*
     count = height * width
     table = jnp.where(has_moved, read, count + read).ravel()
 
-    def follow(table):
+    def follow(table: Array) -> Array:
         return jnp.where(table < count, table[jnp.minimum(table, count - 1)], table)
 
     return lax.while_loop(lambda table: (table < count).any(), follow, table) - count
 
 
-def _check(image, max_shift, rounds, kernel_size):
+def _check(image: ArrayLike, max_shift: int, rounds: int, kernel_size: int) -> tuple[int, ...]:
     check_image(image)
     check_kernel_size(kernel_size, np.shape(image))
     for name, value in (("max_shift", max_shift), ("rounds", rounds)):
@@ -144,8 +144,10 @@ def _check(image, max_shift, rounds, kernel_size):
 
 
 @partial(jax.jit, static_argnames=("max_shift", "rounds", "kernel_size"))
-def _glass(keys, image, sigma, *, max_shift, rounds, kernel_size):
-    def blur(one, key, sigma):
+def _glass(
+    keys: Array, image: Array, sigma: ArrayLike, *, max_shift: int, rounds: int, kernel_size: int
+) -> Array:
+    def blur(one: Array, key: Array, sigma: Array) -> Array:
         taps = half_gaussian(sigma, kernel_size // 2)
         moved = move_pixels(key, filter_both_axes(one, taps), max_shift=max_shift, rounds=rounds)
         return jnp.where(sigma > 0, filter_both_axes(moved, taps), one)

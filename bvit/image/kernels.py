@@ -136,15 +136,15 @@ def path_kernel(
       ValueError: an even kernel.
     """
     check_odd(kernel_size)
-    path = _floats(path)
-    path = path - path.mean(-2, keepdims=True)
+    points = _floats(path)
+    points = points - points.mean(-2, keepdims=True)
     place = np.arange(kernel_size, dtype=np.float32) - kernel_size // 2
-    row, column = (jnp.maximum(1 - jnp.abs(path[..., i, None] - place), 0) for i in (0, 1))
+    row, column = (jnp.maximum(1 - jnp.abs(points[..., i, None] - place), 0) for i in (0, 1))
     highest = jax.lax.Precision.HIGHEST
     return _normalized(jnp.einsum("...pi,...pj->...ij", row, column, precision=highest))
 
 
-def _unit_walk(key):
+def _unit_walk(key: Array) -> Float[Array, "points 2"]:
     """A path of length 1, [PATH_POINTS, 2]."""
     start_key, change_key = jax.random.split(key)
     start = jax.random.normal(start_key, (2,), jnp.float32)
@@ -153,16 +153,16 @@ def _unit_walk(key):
     return jnp.cumsum(velocity, axis=0) / jnp.linalg.norm(velocity, axis=-1).sum()
 
 
-def _offsets(kernel_size):
+def _offsets(kernel_size: int) -> tuple[np.ndarray, np.ndarray]:
     """How far up and how far to the right of the centre each pixel is: [k, 1] and [1, k]."""
     right = np.arange(kernel_size, dtype=np.float32) - kernel_size // 2
     return -right[:, None], right[None]
 
 
-def _normalized(kernel):
+def _normalized(kernel: Array) -> Array:
     return kernel / kernel.sum((-2, -1), keepdims=True)
 
 
-def _floats(x):
+def _floats(x: ArrayLike) -> Array:
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -58,8 +58,8 @@ def round_to_bits(x: Float[Array, "..."], bits: int) -> Float[Array, "..."]:
 
 
 @partial(jax.jit, static_argnames="bits")
-def _noise(keys, image, read, shot, *, bits):
-    def expose(one, key, read, shot):
+def _noise(keys: Array, image: Array, read: Array, shot: Array, *, bits: int | None) -> Array:
+    def expose(one: Array, key: Array, read: Array, shot: Array) -> Array:
         dtype = jnp.promote_types(one.dtype, jnp.float32)
         x = one.astype(dtype)
         read, shot = read.astype(dtype), shot.astype(dtype)

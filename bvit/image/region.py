@@ -50,25 +50,25 @@ def region_mask(
 
 
 @partial(jax.jit, static_argnames="shape")
-def _regions(keys, area, *, shape):
+def _regions(keys: Array, area: Array, *, shape: tuple[int, ...]) -> Array:
     return vmap_batch(partial(smooth_region, shape=shape), keys.shape)(keys, area)
 
 
-def smooth_noise(key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "h w"]:
+def smooth_noise(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "h w"]:
     """Noise of a handful of blobs, for one image of that shape."""
     noise = jax.random.normal(key, (REGION_NOISE_POINTS, REGION_NOISE_POINTS), jnp.float32)
     return jax.image.resize(noise, shape, method="cubic")
 
 
 def smooth_region(
-    key: Key[Array, ""], area: Float[Array, ""], shape: tuple[int, int]
+    key: Key[Array, ""], area: Float[Array, ""], shape: tuple[int, ...]
 ) -> Bool[Array, "h w"]:
     """True where smooth noise is highest, over `area` (a share) of one image of that shape."""
     noise = smooth_noise(key, shape)
     wanted = jnp.round(area * noise.size).astype(jnp.int32)
 
     # Bisection, since sorting every pixel takes ten times as long as blurring them.
-    def halve(_, bounds):
+    def halve(_: ArrayLike, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = (low + high) / 2
         too_many = jnp.sum(noise > middle, dtype=jnp.int32) > wanted

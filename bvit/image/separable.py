@@ -36,19 +36,19 @@ def filter_both_axes(
     height, width, channels = image.shape
     radius = taps.size - 1
     rows = jnp.pad(image.astype(taps.dtype), [(radius, radius), (0, 0), (0, 0)], mode=border)
-    rows = _convolve(rows.reshape(-1, width * channels), taps, axis=0, stride=1)
+    rows = _filter_axis(rows.reshape(-1, width * channels), taps, axis=0, stride=1)
     columns = rows.reshape(image.shape)
     columns = jnp.pad(columns, [(0, 0), (radius, radius), (0, 0)], mode=border)
-    columns = _convolve(columns.reshape(height, -1), taps, axis=1, stride=channels)
+    columns = _filter_axis(columns.reshape(height, -1), taps, axis=1, stride=channels)
     return columns.reshape(image.shape).astype(image.dtype)
 
 
-def _convolve(padded, taps, *, axis, stride):
+def _filter_axis(padded: Array, taps: Array, *, axis: int, stride: int) -> Array:
     """Valid convolution along an axis; taps that mirror each other share a multiplication."""
     radius = taps.size - 1
     size = padded.shape[axis] - 2 * radius * stride
 
-    def shifted(steps):
+    def shifted(steps: int) -> Array:
         start = (radius + steps) * stride
         return lax.slice_in_dim(padded, start, start + size, axis=axis)
 

@@ -1,5 +1,6 @@
 """A Gaussian blur whose width differs from pixel to pixel, as the depth of a scene makes it."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -92,20 +93,20 @@ def random_variable_gaussian_blur(
 
 
 @partial(jax.jit, static_argnames="kernel_size")
-def _variable(image, sigma_map, *, kernel_size):
+def _variable(image: Array, sigma_map: Array, *, kernel_size: int) -> Array:
     dtype = jnp.promote_types(image.dtype, jnp.float32)
     sigma_map = jnp.broadcast_to(sigma_map, image.shape[:-1]).astype(dtype)
     return map_images(partial(_variable_one, kernel_size=kernel_size), image, sigma_map)
 
 
-def _variable_one(image, sigma, *, kernel_size):
+def _variable_one(image: Array, sigma: Array, *, kernel_size: int) -> Array:
     height, width, _ = image.shape
     radius = kernel_size // 2
     taps = half_gaussian(sigma, radius)[..., None]
     margins = [(radius, radius), (radius, radius), (0, 0)]
     mirrored = jnp.pad(image.astype(sigma.dtype), margins, mode="reflect")
 
-    def add_rows(total, distance):
+    def add_rows(total: Array, distance: Array) -> tuple[Array, None]:
         """Adds the rows so far above and below, each blurred along the columns."""
         above, below = (
             lax.dynamic_slice_in_dim(mirrored, radius + d, height) for d in (-distance, distance)
@@ -124,8 +125,10 @@ def _variable_one(image, sigma, *, kernel_size):
 
 
 @partial(jax.jit, static_argnames="shape")
-def _random_maps(keys, blurred, sigma_range, *, shape):
-    def draw(key, blurred):
+def _random_maps(
+    keys: Array, blurred: Array, sigma_range: Sequence, *, shape: tuple[int, int]
+) -> Array:
+    def draw(key: Array, blurred: Array) -> Array:
         noise = smooth_noise(key, shape)
         share = (noise - noise.min()) / (noise.max() - noise.min())
         return blurred * (sigma_range[0] + share * (sigma_range[1] - sigma_range[0]))

@@ -80,7 +80,7 @@ def mean_resampled(
     dtype = jnp.promote_types(image.dtype, jnp.float32)
     exact = image.astype(dtype)
 
-    def add(total, grid):
+    def add(total: Array, grid: tuple[Array, Array]) -> tuple[Array, None]:
         return total + _read(_read(exact, grid[0], 0), grid[1], 1), None
 
     grids = (jnp.asarray(rows, dtype), jnp.asarray(columns, dtype))
@@ -88,15 +88,15 @@ def mean_resampled(
     return (total / len(grids[0])).astype(image.dtype)
 
 
-def _check(image, steps):
+def _check(image: ArrayLike, steps: int) -> None:
     check_image(image)
     if not isinstance(steps, (int, np.integer)) or steps < 2:
         raise ValueError(f"steps must be an integer >= 2: got {steps}; use for example {STEPS}.")
 
 
 @partial(jax.jit, static_argnames="steps")
-def _zoom(image, amount, *, steps):
-    def blur(one, amount):
+def _zoom(image: Array, amount: ArrayLike, *, steps: int) -> Array:
+    def blur(one: Array, amount: Array) -> Array:
         magnification = 1 + amount * np.linspace(0, 1, steps, dtype=np.float32)
         rows, columns = (_magnified(length, magnification) for length in one.shape[:2])
         return jnp.where(amount > 0, mean_resampled(one, rows, columns), one)
@@ -105,13 +105,13 @@ def _zoom(image, amount, *, steps):
     return map_images(blur, image, jnp.broadcast_to(amount, image.shape[:-3]))
 
 
-def _magnified(length, magnification):
+def _magnified(length: int, magnification: Float[Array, " n"]) -> Float[Array, "n {length}"]:
     """Where each pixel along a side comes from."""
     centre = (length - 1) / 2
-    return centre + (np.arange(length) - centre) / magnification[:, None]
+    return centre + (jnp.arange(length) - centre) / magnification[:, None]
 
 
-def _read(image, place, axis):
+def _read(image: Array, place: Array, axis: int) -> Array:
     last = image.shape[axis] - 1
     place = jnp.clip(place, 0, last)
     before = jnp.floor(place).astype(jnp.int32)

@@ -102,8 +102,8 @@ class ResNet(nn.Module):
       stem: "imagenet" (7x7 of stride 2, then max-pooling) or "small" for images of 32 to 64
         pixels (3x3 of stride 1, no pooling; He et al. 2016, section 4.2).
       early_dilation: dilation of the stem's convolution and of the first stage's 3x3 ones. The
-        receptive field of the early features grows with it, while parameters and the sizes of
-        feature maps stay what they were: weights of the undilated network load.
+        receptive field of the early features grows with it; parameters and the sizes of feature
+        maps do not change, so weights of the undilated network load.
       zero_init_residual: start every block as the identity, its last batch norm scaling by zero
         (Goyal et al. 2017, section 5.1).
       dtype: what is computed in; parameters, batch statistics and logits stay float32.
@@ -119,7 +119,7 @@ class ResNet(nn.Module):
     dtype: Dtype = jnp.float32
 
     def __post_init__(self):
-        """Raises ValueError for an unknown stem or a dilation that is none."""
+        """Raises ValueError for an unknown stem or a dilation below 1."""
         super().__post_init__()
         if self.stem not in STEMS:
             raise ValueError(f"stem must be one of {', '.join(STEMS)}: got {self.stem!r}.")
@@ -129,7 +129,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(
         self, images: Float[Array, "n h w 3"], train: bool = False
-    ) -> Float[Array, "n num_classes"]:
+    ) -> Float[Array, "n {self.num_classes}"]:
         """Images, normalised, to logits (float32).
 
         Args:

@@ -49,7 +49,7 @@ class VGG(nn.Module):
     @nn.compact
     def __call__(
         self, images: Float[Array, "n h w 3"], train: bool = False
-    ) -> Float[Array, "n num_classes"]:
+    ) -> Float[Array, "n {self.num_classes}"]:
         """Images, normalised, to logits (float32).
 
         Args:
