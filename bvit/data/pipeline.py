@@ -17,12 +17,7 @@ import grain
 import numpy as np
 from absl import flags, logging
 
-from bvit.data.decode import (
-    Pixels,
-    UnreadableImageError,
-    center_crop,
-    random_resized_crop,
-)
+from bvit.data.decode import Pixels, UnreadableImageError, center_crop, random_resized_crop
 from bvit.data.sources import Source
 
 Batch = dict[str, np.ndarray]

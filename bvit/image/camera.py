@@ -13,12 +13,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from bvit.image.batching import Keys, image_keys, map_images
-from bvit.image.checks import (
-    check_kernel_size,
-    check_one_each,
-    check_range,
-    check_strength,
-)
+from bvit.image.checks import check_kernel_size, check_one_each, check_range, check_strength
 from bvit.image.draws import split_each, uniform_each
 from bvit.image.fourier import convolve_one, one_each
 from bvit.image.kernels import disk_kernel, gaussian_kernel, motion_kernel, shake_kernel
@@ -163,8 +158,7 @@ def random_defocus_blur(
       Images of the shape and dtype of `image`.
 
     Raises:
-      ValueError: as `defocus_blur`; a reversed range; a probability outside [0, 1]; keys that are
-        neither one nor one for each image.
+      ValueError: as `defocus_blur` and `random_motion_blur`.
     """
     _check(image, kernel_size)
     check_range("radius_range", radius_range, highest=kernel_size // 2)
@@ -215,8 +209,7 @@ def random_box_blur(
       Images of the shape and dtype of `image`.
 
     Raises:
-      ValueError: as `box_blur`; a reversed range; a probability outside [0, 1]; keys that are
-        neither one nor one for each image.
+      ValueError: as `box_blur` and `random_motion_blur`.
     """
     _check(image, kernel_size)
     check_range("width_range", width_range, highest=kernel_size)
@@ -281,8 +274,7 @@ def random_anisotropic_gaussian_blur(
       Images of the shape and dtype of `image`.
 
     Raises:
-      ValueError: as `anisotropic_gaussian_blur`; a reversed range; a probability outside [0, 1];
-        keys that are neither one nor one for each image.
+      ValueError: as `anisotropic_gaussian_blur` and `random_motion_blur`.
     """
     _check(image, kernel_size)
     check_range("sigma_along_range", sigma_along_range)

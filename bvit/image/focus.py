@@ -165,7 +165,7 @@ def laplacian(grey: Float[Array, "h w"], tile: tuple[int, ...]) -> Float[Array, 
 
 
 def _neighbours(grey: Array, axis: int, tile: int) -> Array:
-    """The pixel before plus the one after; at a tile's edge the inner one stands for the outer."""
+    """The pixel before plus the one after; at a tile's edge the inner neighbour counts twice."""
     before, after = _shift(grey, axis, 1), _shift(grey, axis, -1)
     place = lax.broadcasted_iota(jnp.int32, grey.shape, axis) % tile
     return jnp.where(place == 0, after, before) + jnp.where(place == tile - 1, before, after)

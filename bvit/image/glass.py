@@ -49,14 +49,8 @@ def glass_blur(
     """
     batch = _check(image, max_shift, rounds, kernel_size)
     check_strength("sigma", sigma, batch)
-    return _glass(
-        image_keys(key, batch),
-        image,
-        sigma,
-        max_shift=max_shift,
-        rounds=rounds,
-        kernel_size=kernel_size,
-    )
+    keys = image_keys(key, batch)
+    return _glass(keys, image, sigma, max_shift=max_shift, rounds=rounds, kernel_size=kernel_size)
 
 
 def random_glass_blur(

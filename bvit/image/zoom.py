@@ -64,8 +64,7 @@ def random_zoom_blur(
       Images of the shape and dtype of `image`.
 
     Raises:
-      ValueError: as `zoom_blur`; a reversed range; a probability outside [0, 1]; keys that are
-        neither one nor one for each image.
+      ValueError: as `zoom_blur` and `random_motion_blur`.
     """
     _check(image, steps)
     check_range("amount_range", amount_range)

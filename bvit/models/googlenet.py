@@ -56,7 +56,7 @@ class ConvNormRelu(nn.Module):
       features: channels of the result.
       kernel_size: side of the kernel.
       stride: step of the kernel.
-      dtype: what is computed in.
+      dtype: of the computation.
     """
 
     features: int
@@ -86,7 +86,7 @@ class Inception(nn.Module):
 
     Attributes:
       widths: channels, in the order of `INCEPTION_WIDTHS`.
-      dtype: what is computed in.
+      dtype: of the computation.
     """
 
     widths: tuple[int, ...]
@@ -118,7 +118,7 @@ class AuxiliaryHead(nn.Module):
       conv_width: channels of its 1x1 convolution.
       hidden: units of its hidden layer.
       dropout: rate after the hidden layer.
-      dtype: what is computed in.
+      dtype: of the computation.
     """
 
     num_classes: int
@@ -155,7 +155,7 @@ class GoogLeNet(nn.Module):
         published weights, ported from TensorFlow, want it.
       dropout: rate before the last layer.
       aux_dropout: rate in the auxiliary heads.
-      dtype: what is computed in; parameters, batch statistics and logits stay float32.
+      dtype: of the computation; parameters, batch statistics and logits stay float32.
     """
 
     num_classes: int = 1000

@@ -19,15 +19,15 @@ from bvit.models import layers
 STEMS = ("imagenet", "small")
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut: the block of ResNet-18 and -34.
+class Block(nn.Module):
+    """The attributes of both kinds of block.
 
     Attributes:
-      width: channels, in and out.
-      stride: step of the first convolution and of the shortcut.
-      dilation: of both convolutions.
+      width: channels of the 3x3 convolutions; the result has `expansion` times as many.
+      stride: of the first 3x3 convolution and of the shortcut.
+      dilation: of the 3x3 convolutions.
       zero_init_residual: start as the identity.
-      dtype: what is computed in.
+      dtype: of the computation.
     """
 
     width: int
@@ -36,6 +36,10 @@ class BasicBlock(nn.Module):
     zero_init_residual: bool
     dtype: Dtype
     expansion: ClassVar[int] = 1
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions around a shortcut: the block of ResNet-18 and -34."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 c2"]:
@@ -49,22 +53,9 @@ class BasicBlock(nn.Module):
         return nn.relu(y + _shortcut(x, y.shape, self.stride, conv, norm))
 
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions around a shortcut: the block of ResNet-50 and deeper.
+class Bottleneck(Block):
+    """1x1, 3x3 and 1x1 convolutions around a shortcut: the block of ResNet-50 and deeper."""
 
-    Attributes:
-      width: channels of the 3x3 convolution; the block gives four times as many.
-      stride: step of the 3x3 convolution and of the shortcut.
-      dilation: of the 3x3 convolution.
-      zero_init_residual: start as the identity.
-      dtype: what is computed in.
-    """
-
-    width: int
-    stride: int
-    dilation: int
-    zero_init_residual: bool
-    dtype: Dtype
     expansion: ClassVar[int] = 4
 
     @nn.compact
@@ -106,10 +97,10 @@ class ResNet(nn.Module):
         maps do not change, so weights of the undilated network load.
       zero_init_residual: start every block as the identity, its last batch norm scaling by zero
         (Goyal et al. 2017, section 5.1).
-      dtype: what is computed in; parameters, batch statistics and logits stay float32.
+      dtype: of the computation; parameters, batch statistics and logits stay float32.
     """
 
-    block: type[BasicBlock] | type[Bottleneck]
+    block: type[Block]
     depths: Sequence[int]
     num_classes: int = 1000
     width: int = 64

@@ -166,7 +166,7 @@ def test_evaluation_sees_every_record_once(batch_size, processes, length):
         np.testing.assert_array_equal(rows["image"][index], expected)
 
 
-def test_evaluation_takes_the_short_side_it_is_told():
+def test_evaluation_takes_the_given_short_side():
     (batch,) = _eval(Records(2), batch_size=2, resize=12)
     expected = Records()[1]["image"][2:10, 4:12]
     np.testing.assert_array_equal(batch["image"][1], expected)

@@ -88,7 +88,7 @@ def test_deblurring_is_of_the_stored_image_by_the_sigma_it_was_blurred_by(images
     np.testing.assert_allclose(apply_condition(f"wiener:{inner}", keys, image), expected, atol=1e-6)
 
 
-def test_the_sigma_that_is_told_is_the_one_that_is_drawn(images):
+def test_the_known_sigma_is_the_one_that_is_drawn(images):
     keys, image = images
     sigma = drawn_sigma(keys, sigma_range=(0.5, 3.0), probability=0.5)
     assert 15 < (sigma > 0).sum() < 45
@@ -165,6 +165,6 @@ def test_what_happens_to_an_image_depends_on_its_key_alone(images):
         ("imagenet_c:zoom_blur", "severity must be 1, 2, 3, 4 or 5"),
     ],
 )
-def test_unknown_conditions_are_told(name, message):
+def test_unknown_conditions_are_refused(name, message):
     with pytest.raises(ValueError, match=message):
         parts(name)
