@@ -59,6 +59,9 @@ def default_config() -> ConfigDict:
     # Parts of a batch computed one after another, for less memory; batch norm normalises each part.
     c.train.accumulate = 1
     c.train.label_smoothing = 0.0  # share of the target spread over all classes
+    # Random changes of colour, before the blur: strengths of brightness, contrast, saturation (each
+    # up to 1) and hue (up to 0.5), as (0.4, 0.4, 0.4, 0.1); () = off.
+    c.train.color_jitter = ()
     c.train.mixup = 0.0  # α of Beta(α, α), by which pairs of pictures are mixed; 0 = off
     c.train.ema_decay = 0.0  # moving average of the parameters, used in evaluation; 0 = off
     # Weight of the divergence from the logits that all tokens give in the same step: a forward pass

@@ -19,6 +19,7 @@ from bvit.data.subset import Subset
 from bvit.evaluation.baseline import histogram_nearest_neighbour
 from bvit.evaluation.evaluator import Evaluator
 from bvit.image import conditions
+from bvit.image.color import MAX_STRENGTHS
 from bvit.models.vit import VisionTransformer
 from bvit.optimizer import make_optimizer, make_schedule
 from bvit.run import build_model, build_policy, initial_variables
@@ -118,6 +119,7 @@ def prepare(config: ConfigDict) -> Experiment:
 def _check_values(c: ConfigDict) -> None:
     """Checks the values that are only used once the step is compiled, which takes minutes."""
     low, high = c.data.crop_scale
+    jitter = c.train.color_jitter
     rules = {
         "log.every_steps": (c.log.every_steps > 0, "at least 1"),
         "checkpoint.every_steps": (c.checkpoint.every_steps > 0, "at least 1"),
@@ -126,6 +128,14 @@ def _check_values(c: ConfigDict) -> None:
         "eval.conditions": (bool(config_lib.words(c.eval.conditions)), "at least one, as sharp"),
         "eval.policies": (bool(config_lib.words(c.eval.policies)), "at least one, as keep"),
         "tokens.policy": (bool(config_lib.words(c.tokens.policy)), "at least one, as keep"),
+        "train.color_jitter": (
+            len(jitter) in (0, len(MAX_STRENGTHS))
+            and all(
+                0 <= x <= most for x, most in zip(jitter, MAX_STRENGTHS.values(), strict=False)
+            ),
+            "() or strengths of brightness, contrast, saturation (up to 1) and hue (up to 0.5), as "
+            "(0.4, 0.4, 0.4, 0.1)",
+        ),
         "train.distill": (c.train.distill >= 0, "a weight, 0 (off) or more"),
         "train.distill_temperature": (c.train.distill_temperature > 0, "above 0"),
         "seed": (c.seed >= 0, "0 or more"),

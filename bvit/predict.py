@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.data import UnreadableImageError
-from bvit.data.listing import list_pictures, read_ahead
+from bvit.data.listing import list_images, read_ahead
 from bvit.data.pipeline import RESIZE_RATIO
 from bvit.evaluation.predictions import Predictions, Predictor
 from bvit.evaluation.rows import align
@@ -88,7 +88,7 @@ def predict(options: argparse.Namespace) -> dict[str, str]:
     Raises:
       ValueError: the run can't be used, or can't follow the policy.
     """
-    paths, failures = list_pictures(options.pictures, sys.stdin)
+    paths, failures = list_images(options.pictures, sys.stdin)
     run = Run(options.run).load()
     c = run.config
     policy = run.policy(options.policy)

@@ -33,6 +33,8 @@ def test_evaluation_alone_needs_weights():
         ("data.on_error", "ignore"),
         ("data.resize", 63),
         ("model.dtype", "float31"),
+        ("train.color_jitter", (0.4, 0.4)),
+        ("train.color_jitter", (0.4, 0.4, 0.4, 0.6)),
         ("train.distill", -0.5),
         ("train.distill_temperature", 0.0),
     ],

@@ -165,7 +165,7 @@ def test_the_table_has_a_line_for_each_picture(command, pictures):
 def test_nothing_readable_is_told_and_is_no_success(command, tmp_path):
     code, out, err = command(tmp_path, tmp_path / "nowhere.jpg")
     assert code == 1 and not out
-    assert "no picture in it" in err and "no such file" in err
+    assert "no image in it" in err and "no such file" in err
 
 
 BAD_INPUT = {

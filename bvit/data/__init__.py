@@ -1,4 +1,4 @@
-"""Data sets and the batches made of them: files → uint8 arrays on the host."""
+"""Data sets and their batches: from files to uint8 arrays on the host."""
 
 from bvit.data.decode import UnreadableImageError
 from bvit.data.pipeline import Batch, Batches, eval_batches, train_batches

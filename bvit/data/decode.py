@@ -1,7 +1,7 @@
-"""From the bytes of a picture to a square of uint8 RGB pixels, with libjpeg-turbo and OpenCV.
+"""Decodes and crops images on the host, with libjpeg-turbo and OpenCV: bytes to uint8 RGB pixels.
 
-All of it runs on the host and is a pure function of its arguments. Blur and every other change of
-the pixels comes later, on the device.
+Pure functions of their arguments. Blur and every other change of the pixels comes later, on the
+device.
 """
 
 import contextlib
@@ -13,55 +13,55 @@ import struct
 import cv2
 import numpy as np
 import simplejpeg
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-Pixels = UInt8[np.ndarray, "h w 3"]
+Pixels = UInt8[np.ndarray, "_height _width 3"]
 
 # Crops of training: Szegedy et al. 2015, "Going deeper with convolutions", as in torchvision.
 ASPECT_RATIO = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
 
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-# How a baseline frame in colour begins, before its height and width (ITU-T T.81, B.2.2). A decoder
-# that reads a smaller height there stops so much sooner.
+# The start of a baseline frame in colour, before height and width (ITU-T T.81, B.2.2). With a
+# smaller height written there, a decoder stops earlier.
 BASELINE_FRAME = b"\xff\xc0\x00\x11\x08"
-# The last rows of a picture are interpolated otherwise where it has less colour than brightness.
+# Rows decoded below a crop: the last rows are interpolated differently where colour is subsampled.
 ROWS_BELOW = 8
-# Its standard wants EXIF to come first; some programs put a little before it.
+# The standard places EXIF first; some programs put a little before it.
 EXIF, EXIF_WITHIN = b"Exif\0", 2**14
 EXIF_ORIENTATION = 0x0112
 # Orientations 5 to 8 of the EXIF standard exchange rows and columns.
 FIRST_TRANSPOSED_ORIENTATION = 5
-# A JPEG decoder can leave out the finest frequencies: the picture comes out smaller, and sooner.
+# A JPEG decoder can leave out the finest frequencies: the image is smaller, and decoded faster.
 REDUCED_FLAGS = {
     1: cv2.IMREAD_COLOR_RGB,
     2: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_COLOR_2,
     4: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_REDUCED_COLOR_8,
 }
-# It also comes out otherwise. Measured on 34 ImageNet photographs against decoding in full, the
-# median variance of the Laplacian of the result is 177 % where the reduced picture is barely large
-# enough, 88 % where it is twice as large as needed (and 1.2 levels off on average), 101 % at three
-# times. This project tells sharp from blurry by that variance.
+# Its sharpness changes too. Measured on 34 ImageNet photographs against decoding in full, the
+# median variance of the Laplacian, by which patches are ranked, is 177 % where the reduced image is
+# barely large enough, 88 % where it is twice as large as needed (and 1.2 levels off on average),
+# 101 % at three times.
 REDUCED_MARGIN = 2.0
-# A larger factor by which a picture shrinks is made up of a whole one and one up to this.
+# An image that shrinks by more than this shrinks by a whole factor first.
 MAX_TRIANGLE = 3
 # Modes that Pillow's convert("RGB") takes to 0–255 without clipping; wider ones it would clip.
 PILLOW_8_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 
 
 class UnreadableImageError(ValueError):
-    """A picture whose pixels can't be had: broken, cut short, or of an unknown format."""
+    """An image that can't be decoded: broken, cut short, or of an unknown format."""
 
 
 def decode(data: bytes, *, reduction: int = 1) -> Pixels:
-    """Decodes a picture of any common format to RGB.
+    """Decodes an image of any common format to RGB.
 
     Greyscale is repeated over three channels, CMYK and palettes are converted, 16 bits become 8, an
     alpha channel is dropped (as Pillow's `convert("RGB")` does), and a JPEG or PNG with an EXIF
-    orientation is turned upright. JPEGs without EXIF go to libjpeg-turbo, all else and what that
-    finds fault with to OpenCV; what OpenCV declines goes to Pillow, which is slower and stricter.
+    orientation is turned upright. JPEGs without EXIF go to libjpeg-turbo; all else, and what
+    libjpeg-turbo rejects, to OpenCV; what OpenCV rejects to Pillow, which is slower and stricter.
 
     Args:
       data: the bytes of the file.
@@ -72,12 +72,11 @@ def decode(data: bytes, *, reduction: int = 1) -> Pixels:
       The pixels, uint8 [h, w, 3], RGB.
 
     Raises:
-      UnreadableImageError: `data` holds no picture or only a part of one. What is missing is never
-        filled in.
+      UnreadableImageError: `data` holds no image, or only a part of one, which is never filled in.
     """
     if reduction not in REDUCED_FLAGS:
         raise ValueError(f"reduction must be one of {sorted(REDUCED_FLAGS)}: got {reduction}.")
-    # Some OpenCV 4 releases fill in the rest of a JPEG that was cut short, and say nothing.
+    # Some OpenCV 4 releases fill in the rest of a JPEG that was cut short, without an error.
     if _is_jpeg(data) and not data.endswith(JPEG_END):
         return _decode_with_pillow(data, reduction)
     if reduction == 1 and _is_plain_jpeg(data):
@@ -100,18 +99,18 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = ASPECT_RATIO,
     flip: bool = True,
-) -> Pixels:
-    """Cuts a random part out of a picture, resizes it to a square, and mirrors half of them.
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Crops an image at random, resizes the crop to a square, and mirrors it with probability 1/2.
 
-    The law of the crop is that of torchvision's `RandomResizedCrop` (see `draw_box`). A JPEG is
+    The crop's distribution is that of torchvision's `RandomResizedCrop` (see `draw_box`). A JPEG is
     decoded at a lower resolution where the crop then still has twice `size` pixels along both
     sides, which moves it by at most half a pixel of the result.
 
     Args:
       image: bytes of a file, or uint8 pixels [h, w, 3].
-      rng: the only source of chance. `flip` does not change which crop is drawn.
+      rng: the only source of randomness. `flip` does not change which crop is drawn.
       size: side of the result, in pixels.
-      scale: range of the crop's share of the picture's area, within (0, 1].
+      scale: range of the crop's share of the image's area, within (0, 1].
       ratio: range of the crop's width over its height.
       flip: whether to mirror left and right with probability 1/2.
 
@@ -121,15 +120,17 @@ def random_resized_crop(
     Raises:
       UnreadableImageError: as for `decode`.
     """
-    picture = _Picture(image)
+    lazy = _LazyImage(image)
     mirror = rng.random() < 0.5
-    box = draw_box(picture.height, picture.width, rng, scale=scale, ratio=ratio)
-    crop = resize(picture.cut(box, scale=size / min(box[2:])), size, size)
+    box = draw_box(lazy.height, lazy.width, rng, scale=scale, ratio=ratio)
+    crop = resize(lazy.cut(box, scale=size / min(box[2:])), size, size)
     return cv2.flip(crop, 1) if flip and mirror else crop
 
 
-def center_crop(image: bytes | Pixels, *, size: int, short_side: int) -> Pixels:
-    """Resizes a picture to a given short side and cuts out the central square.
+def center_crop(
+    image: bytes | Pixels, *, size: int, short_side: int
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Resizes an image to a given short side and cuts out the central square.
 
     Sides and offsets are rounded as torchvision's `Resize` and `CenterCrop` round them. A JPEG is
     decoded at a lower resolution where its short side then still has twice `short_side` pixels.
@@ -137,7 +138,7 @@ def center_crop(image: bytes | Pixels, *, size: int, short_side: int) -> Pixels:
     Args:
       image: bytes of a file, or uint8 pixels [h, w, 3].
       size: side of the result, in pixels.
-      short_side: of the picture before the crop, in pixels; at least `size`.
+      short_side: of the image before the crop, in pixels; at least `size`.
 
     Returns:
       The crop, uint8 [size, size, 3], RGB.
@@ -151,11 +152,11 @@ def center_crop(image: bytes | Pixels, *, size: int, short_side: int) -> Pixels:
             f"a centre crop of {size} px needs a short side of at least {size} px: got "
             f"{short_side}; use a larger short side or a smaller crop."
         )
-    picture = _Picture(image)
-    shorter = min(picture.height, picture.width)
-    height, width = (int(short_side * side / shorter) for side in (picture.height, picture.width))
-    whole = 0, 0, picture.height, picture.width
-    pixels = resize(picture.cut(whole, scale=short_side / shorter), height, width)
+    lazy = _LazyImage(image)
+    shorter = min(lazy.height, lazy.width)
+    height, width = (int(short_side * side / shorter) for side in (lazy.height, lazy.width))
+    whole = 0, 0, lazy.height, lazy.width
+    pixels = resize(lazy.cut(whole, scale=short_side / shorter), height, width)
     top, left = round((height - size) / 2), round((width - size) / 2)
     return np.ascontiguousarray(pixels[top : top + size, left : left + size])
 
@@ -175,9 +176,9 @@ def draw_box(
     central one whose aspect ratio lies within `ratio`.
 
     Args:
-      height: of the picture, in pixels.
-      width: of the picture, in pixels.
-      rng: source of chance.
+      height: of the image, in pixels.
+      width: of the image, in pixels.
+      rng: source of randomness.
       scale: range of the box's share of the area.
       ratio: range of width over height.
 
@@ -196,10 +197,10 @@ def draw_box(
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
-def resize(pixels: Pixels, height: int, width: int) -> Pixels:
+def resize(pixels: Pixels, height: int, width: int) -> UInt8[np.ndarray, "{height} {width} 3"]:
     """Resizes as Pillow's bilinear filter does: with antialiasing along each side that shrinks.
 
-    That filter weighs pixels by a triangle as wide as two pixels of the result. Here the picture is
+    That filter weighs pixels by a triangle as wide as two pixels of the result. Here the image is
     convolved with such a triangle and then interpolated linearly: the same for whole factors, close
     to it between (0.8 levels off at most, the median of the mean over 34 ImageNet photographs, and
     the variance of the Laplacian within 5 %), and three times as fast.
@@ -226,8 +227,8 @@ def resize(pixels: Pixels, height: int, width: int) -> Pixels:
 
 
 @functools.lru_cache(4096)
-def _triangle(factor: float) -> np.ndarray:
-    """What is left of Pillow's triangle for that factor when linear interpolation comes after it.
+def _triangle(factor: float) -> Float[np.ndarray, " taps"]:
+    """The filter that gives Pillow's triangle of that factor, with linear interpolation after it.
 
     For a whole factor n that is max(0, n - |x|) / n² at the pixels x: between these the triangle is
     linear. Other factors take a mixture of the two next to them, in proportion.
@@ -242,8 +243,8 @@ def _triangle(factor: float) -> np.ndarray:
     return weights / 256
 
 
-class _Picture:
-    """A picture whose size is known before it is decoded, so that the resolution can be chosen."""
+class _LazyImage:
+    """An image whose size is known before it is decoded, so that a resolution can be chosen."""
 
     def __init__(self, image: bytes | Pixels) -> None:
         self._jpeg = image if isinstance(image, bytes) and _is_jpeg(image) else None
@@ -280,7 +281,7 @@ class _Picture:
         )
         if short != whole and whole in self._jpeg and _is_plain_jpeg(self._jpeg):
             jpeg = self._jpeg.replace(whole, short, 1)
-            # Not strict: it would complain of what comes after these rows.
+            # Not strict: the data after these rows would be an error.
             with contextlib.suppress(ValueError):
                 return simplejpeg.decode_jpeg(jpeg, strict=False)[:bottom]
         return decode(self._jpeg)[:bottom]
@@ -291,7 +292,7 @@ def _is_jpeg(data: bytes) -> bool:
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
-    """Whether the picture is a JPEG, seems to be whole, and cannot have been turned."""
+    """Whether the image is a JPEG that seems whole and has no EXIF orientation."""
     return _is_jpeg(data) and data.endswith(JPEG_END) and data.find(EXIF, 0, EXIF_WITHIN) < 0
 
 
@@ -310,9 +311,9 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):  # its text names an address in memory
-        return "not a readable picture (of no known format)"
-    return f"not a readable picture ({error})"
+    if isinstance(error, UnidentifiedImageError):  # its text holds an address in memory
+        return "not a readable image (of no known format)"
+    return f"not a readable image ({error})"
 
 
 def _decode_with_pillow(data: bytes, reduction: int) -> Pixels:

@@ -28,20 +28,20 @@ EXTENSIONS = (
 )
 # Listing folders is waiting, for a network's file system above all.
 SCAN_THREADS = 16
-# A folder that changed so shortly before may change again within the resolution of its clock.
+# A folder that changed this recently may change again within the resolution of its clock.
 SETTLED_NS = 2 * 10**9
-CACHE_FORMAT = 1  # part of the key of a cached list; to be raised when what it holds changes
+CACHE_FORMAT = 1  # part of the key of a cached list; raise it when the format changes
 
 
 @dataclasses.dataclass(frozen=True)
 class FileIndex:
-    """The pictures of a folder of class folders, in the order of their paths.
+    """The images of a folder of class folders, in the order of their paths.
 
     Attributes:
       root: absolute path of the folder.
-      class_names: its class folders, sorted; the label of a picture is the place of its class.
-      names: paths below the class folder, end to end, in the encoding of the file system.
-      ends: where each of them ends in `names`, int64 [n].
+      class_names: its class folders, sorted; the label of an image is the index of its class.
+      names: paths below the class folder, concatenated, in the encoding of the file system.
+      ends: where each path ends in `names`, int64 [n].
       labels: int32 [n].
     """
 
@@ -52,7 +52,7 @@ class FileIndex:
     labels: Int[np.ndarray, " n"]
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self.ends)
 
     def relative_path(self, row: int) -> bytes:
@@ -62,16 +62,16 @@ class FileIndex:
         return os.fsencode(self.class_names[self.labels[row]]) + b"/" + name
 
     def path(self, row: int) -> str:
-        """The path of a picture."""
+        """The path of an image."""
         return os.path.join(self.root, os.fsdecode(self.relative_path(row)))
 
 
 def index_files(root: str) -> FileIndex:
-    """Lists the pictures of a folder of class folders.
+    """Lists the images of a folder of class folders.
 
-    The list is kept in the user's cache ($XDG_CACHE_HOME or ~/.cache), under the absolute path. It
-    is taken from there as long as no folder in it has changed, by their times of modification:
-    adding, removing or renaming a picture changes that of its folder.
+    The list is kept in the user's cache ($XDG_CACHE_HOME or ~/.cache), by the absolute path. It is
+    valid as long as no folder in it has a new time of modification: adding, removing or renaming an
+    image changes that of its folder.
 
     Args:
       root: absolute path.
@@ -80,7 +80,7 @@ def index_files(root: str) -> FileIndex:
       The list.
 
     Raises:
-      ValueError: there are no class folders, or one of them has no pictures.
+      ValueError: there are no class folders, or one of them has no images.
     """
     cache = _cache_path(root)
     index = _load(cache, root)
@@ -101,7 +101,7 @@ def class_folders(root: str) -> list[str]:
         names = [e.name for e in entries if not e.name.startswith(".") and e.is_dir()]
     if not names:
         raise ValueError(
-            f"{root!r} must hold one folder of pictures for each class (such as cat/1.jpg): it "
+            f"{root!r} must hold one folder of images for each class (such as cat/1.jpg): it "
             "holds no folders; point data.dir at the folder above the classes."
         )
     return sorted(names)
@@ -109,14 +109,14 @@ def class_folders(root: str) -> list[str]:
 
 def _scan(root: str) -> tuple[FileIndex, list[str], Int[np.ndarray, " folders"]]:
     """Lists the files; also the folders, and when each was last modified."""
-    root_time = os.stat(root).st_mtime_ns  # before listing: what changes meanwhile shows later
+    root_time = os.stat(root).st_mtime_ns  # before listing, so that later changes are noticed
     class_names = class_folders(root)
     with ThreadPoolExecutor(SCAN_THREADS) as pool:
         scans = list(pool.map(_scan_class, [os.path.join(root, name) for name in class_names]))
     for name, (names, _, _) in zip(class_names, scans, strict=True):
         if not names:
             raise ValueError(
-                f"each class folder must hold pictures ({_known_extensions()}): there are none in "
+                f"each class folder must hold images ({_known_extensions()}): there are none in "
                 f"{os.path.join(root, name)!r}; add some, or remove the folder."
             )
     counts = [len(lengths) for _, lengths, _ in scans]
@@ -133,7 +133,7 @@ def _scan(root: str) -> tuple[FileIndex, list[str], Int[np.ndarray, " folders"]]
 
 
 def _scan_class(folder: str) -> tuple[bytes, Int[np.ndarray, " n"], list[tuple[str, int]]]:
-    """Names of the pictures below a class folder, end to end; their lengths; folders and times."""
+    """Names of the images below a class folder, concatenated; their lengths; folders and times."""
     top = os.fsencode(folder)
     names, folders, pending = [], [], [b""]
     while pending:
@@ -174,7 +174,7 @@ def _load(cache: Path, root: str) -> FileIndex | None:
     except FileNotFoundError:
         return None
     except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        logging.warning("The list of pictures in %s is not usable (%s).", cache, error)
+        logging.warning("The list of images in %s is unusable (%s) and is made anew.", cache, error)
         return None
     return index if np.array_equal(_times(folders.tolist()), times) else None
 
@@ -202,6 +202,6 @@ def _save(
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         np.savez(partial, folders=np.array(folders), times=times, **arrays)
-        partial.replace(cache)  # at once, so that nobody reads half of it
-    except OSError as error:  # a home that can't be written is no reason to stop
-        logging.warning("The list of pictures could not be kept in %s (%s).", cache, error)
+        partial.replace(cache)  # atomically, so that nobody reads half of it
+    except OSError as error:  # the list works without its cache
+        logging.warning("The list of images could not be cached in %s (%s).", cache, error)

@@ -1,8 +1,7 @@
-"""Class folders of pictures, as people keep ImageNet."""
+"""Class folders of images, as people keep ImageNet."""
 
 import os
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +9,20 @@ import numpy as np
 from bvit.data.file_index import FileIndex, class_folders, index_files
 
 TRAIN_FOLDER = "train"
-# The first of these that is there; ImageNet's `test` has no labels, so `val` goes first.
+# The first of these that exists; ImageNet's `test` has no labels, so `val` comes first.
 TEST_FOLDERS = ("val", "validation", "test")
-# Where there are no such folders, the share of the pictures that is kept for testing.
+# Where there are no such folders, the share of the images that is kept for testing.
 TEST_SHARE = 0.1
 
 
 class FolderSource:
-    """Pictures in one folder for each class, its name being that of the class.
+    """Images in one folder for each class, which has the name of the class.
 
     Either `dir/train/CLASS/*` and `dir/val/CLASS/*` (or `validation`, or `test`), or `dir/CLASS/*`
-    alone: then a tenth of the pictures is for testing, by a hash of their path below `dir`, so that
-    pictures stay on their side when others come or go. Pictures may lie in deeper folders too.
-    Files and folders whose names start with a dot, and files that are not pictures by their
-    extension, are passed over. Classes and, within them, pictures are in the order of their names.
+    alone: then a tenth of the images is for testing, by a hash of their path below `dir`, so that
+    an image keeps its split when others are added or removed. Images may lie in deeper folders too.
+    Hidden files and folders, and files that are not images by their extension, are skipped. Classes
+    and the images of a class are sorted by name.
 
     Attributes:
       class_names: the names of the class folders.
@@ -31,38 +30,38 @@ class FolderSource:
     """
 
     def __init__(self, split: str, *, dir: str | os.PathLike[str]) -> None:
-        """Lists the pictures, from a cache where nothing has changed; reads none.
+        """Lists the images, from a cache if nothing has changed; reads none.
 
         Args:
           split: "train" or "test".
           dir: the folder.
 
         Raises:
-          ValueError: there is no such folder, it has no class folders, one of them has no pictures,
+          ValueError: there is no such folder, it has no class folders, one of them has no images,
             or the classes of training and testing differ.
         """
         if split not in ("train", "test"):
             raise ValueError(f"folder has the splits train and test: got {split!r}.")
         root = os.path.abspath(dir)
         if not os.path.isdir(root):
-            raise ValueError(f"data.dir must be a folder of pictures: there is no folder {root!r}.")
+            raise ValueError(f"data.dir must be a folder of images: there is no folder {root!r}.")
         parts = _parts(root)
         self._index = index_files(parts.get(split, root))
         self._rows = _hashed_rows(self._index, split) if not parts else None
         if not len(self):
             raise ValueError(
-                f"no picture of {root!r} falls into the {split} split, there are only "
-                f"{len(self._index)}; add pictures, or make the folders train and val."
+                f"no image of {root!r} falls into the {split} split, there are only "
+                f"{len(self._index)}; add images, or make the folders train and val."
             )
-        self.class_names: Sequence[str] = self._index.class_names
+        self.class_names: tuple[str, ...] = self._index.class_names
         self.num_classes: int = len(self.class_names)
 
     def __len__(self) -> int:
-        """Pictures of the split."""
+        """Images of the split."""
         return len(self._index) if self._rows is None else len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, bytes | int]:
-        """Reads picture `index`: {"image": bytes of the file, "label": int}.
+        """Reads image `index`: {"image": bytes of the file, "label": int}.
 
         Raises:
           OSError: the file can't be read.
@@ -74,7 +73,7 @@ class FolderSource:
         }
 
     def record_name(self, index: int) -> str:
-        """The path of picture `index`."""
+        """The path of image `index`."""
         return self._index.path(self._row(index))
 
     def _row(self, index: int) -> int:
@@ -82,7 +81,7 @@ class FolderSource:
 
 
 def _parts(root: str) -> dict[str, str]:
-    """Split → folder, where there is one folder for each; empty where one is to be divided."""
+    """Split → folder, if there is one for each; empty if one folder is to be divided."""
     train = os.path.join(root, TRAIN_FOLDER)
     tests = [os.path.join(root, name) for name in TEST_FOLDERS]
     tests = [path for path in tests if os.path.isdir(path)]
@@ -109,7 +108,7 @@ def _check_same_classes(train: str, test: str) -> None:
 
 
 def _hashed_rows(index: FileIndex, split: str) -> np.ndarray:
-    """The rows of a split, int64: by a checksum of each path, which needs no seed and no state."""
+    """The rows of a split, int64, by a checksum of each path: no seed and no state."""
     share = np.fromiter(
         (zlib.crc32(index.relative_path(row)) for row in range(len(index))), np.uint32, len(index)
     )

@@ -1,4 +1,4 @@
-"""Pictures that a person names: files, folders and patterns, read ahead of their use."""
+"""Image files that a user names, by paths, folders and patterns; read ahead of their use."""
 
 import glob
 import os
@@ -12,17 +12,17 @@ from bvit.data.file_index import EXTENSIONS
 STDIN = "-"
 
 
-def list_pictures(names: Iterable[str], stdin: Iterable[str]) -> tuple[list[Path], dict[str, str]]:
+def list_images(names: Iterable[str], stdin: Iterable[str]) -> tuple[list[Path], dict[str, str]]:
     """The files that names stand for, in order.
 
     Args:
-      names: a file is taken as it is; of a folder, all pictures in it and below it, by their
+      names: a file is taken as it is; of a folder, all images in it and below it, by their
         extensions, without what is hidden; anything else is a pattern such as "shots/**/*.jpg".
         "-" stands for the names in `stdin`.
       stdin: more names, one a line.
 
     Returns:
-      (files, what was found of no picture: name → reason).
+      (files, failures), failures being name → reason.
     """
     files, failures = [], {}
     for name in _expanded(names, stdin):
@@ -33,7 +33,7 @@ def list_pictures(names: Iterable[str], stdin: Iterable[str]) -> tuple[list[Path
             found = sorted(Path(match) for match in glob.glob(name, recursive=True))
             found = [path for path in found if path.is_file()]
         if not found:
-            failures[name] = "no picture in it" if os.path.isdir(name) else "no such file"
+            failures[name] = "no image in it" if os.path.isdir(name) else "no such file"
         files += found
     return files, failures
 
@@ -61,16 +61,16 @@ def _below(folder: str) -> list[Path]:
 def read_ahead(
     paths: Sequence[Path], group: int, *, image_size: int, short_side: int
 ) -> Iterator[list[tuple[Path, Pixels | UnreadableImageError]]]:
-    """Reads files in threads, a group ahead of the one that is given.
+    """Reads files in threads, one group ahead.
 
     Args:
       paths: the files.
-      group: how many are given at once; the last group has what is left.
+      group: files in a group; the last group has the rest.
       image_size: side of the central square that is cut out, in pixels.
-      short_side: of the picture before that, in pixels.
+      short_side: of the image before that, in pixels.
 
     Yields:
-      For each file of a group, its uint8 pixels [image_size, image_size, 3] or why there are none.
+      For each file of a group, its uint8 pixels [image_size, image_size, 3] or the error.
     """
 
     def read(path: Path) -> tuple[Path, Pixels | UnreadableImageError]:

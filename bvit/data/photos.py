@@ -1,8 +1,8 @@
 """The embedded data set: which of sixteen photographs is this a crop of?
 
 The photographs come with scikit-image's package, so nothing is downloaded. Colour, brightness and
-contrast are taken away, or a histogram would tell the photographs apart: structure has to decide,
-and so blur matters.
+contrast are randomised or removed, or a histogram would identify the photographs: a classifier has
+to use structure, and so blur matters.
 """
 
 import functools
@@ -16,7 +16,7 @@ from PIL import Image
 
 from bvit.data.decode import Pixels
 
-# What scikit-image ships inside its wheel, less drawings, pictures that are nearly flat or too
+# What scikit-image ships inside its wheel, less drawings, images that are nearly flat or too
 # small, and the second view of the motorcycle. https://scikit-image.org/docs/stable/api/skimage.data
 FILES = (
     "astronaut.png",
@@ -37,7 +37,7 @@ FILES = (
     "text.png",
 )
 CLASS_NAMES = tuple(Path(name).stem for name in FILES)
-# The two largest are scans of over a thousand pixels: a small crop of them would show nothing.
+# The two largest are scans of over a thousand pixels, in which a small crop shows nothing.
 MAX_SIDE = 768
 
 TRAIN_CROPS, TEST_CROPS = 1024, 64  # for each class
@@ -47,17 +47,17 @@ TEST_TILE_EVERY = 4
 TILE = 2.0
 # Larger crops would leave the smaller photographs no room for both training and testing.
 MAX_CROP = 96
-# The random crop of training zooms into its record, which shows more than a test crop does; from a
-# share of (1 / 1.5)² of its area on, no crop is enlarged, and so softened …
+# Training records show more than test crops, as the random crop zooms into them; a crop of at least
+# (1 / 1.5)² of the area is not enlarged, and so not softened.
 TRAIN_MARGIN = 1.5
-# … and evaluation trims its own as it trims ImageNet's, from 256 to 224.
+# Evaluation crops its records as ImageNet's, from 256 to 224.
 TEST_MARGIN = 256 / 224
 
-# Of so many random places the crop takes the one with most contrast, to leave most of the sky out.
+# The crop with most contrast among so many random places is taken, to leave out most of the sky.
 PLACES = 4
-# What becomes of brightness and contrast: tone curve, mean and standard deviation of the result.
+# Ranges of the tone curve, and of the mean and standard deviation of the result.
 GAMMA, MEAN, DEVIATION = 2.0, (96.0, 160.0), (25.0, 65.0)
-# Contrast is not raised as if there were less of it than this: that would show noise.
+# A lower contrast is raised as if it were this: more would show noise.
 LEAST_DEVIATION = 15.0
 
 _TEST_STREAM = 2**32
@@ -68,8 +68,8 @@ class Photos:
 
     Each photograph is divided into tiles; every fourth, in the order of their detail, is for
     testing only, so no pixel is in both a training and a test crop. A crop is turned to grey (three
-    equal channels), bent by a random tone curve, brought to a random mean and standard deviation,
-    and in half of the cases turned into its negative. All of it follows from the record's index
+    equal channels), changed by a random tone curve, given a random mean and standard deviation, and
+    in half of the cases inverted. All of it follows from the record's index
     and, in training, the seed; the test crops are the same for every seed.
 
     Attributes:
@@ -119,7 +119,7 @@ class Photos:
         return {"image": np.repeat(retouch(crop, rng)[..., None], 3, axis=2), "label": label}
 
     def record_name(self, index: int) -> str:
-        """What record `index` is called in messages."""
+        """The name of record `index` in messages."""
         return f"photos: crop {index} of {self.class_names[index % self.num_classes]}"
 
 
@@ -146,7 +146,7 @@ def split_tiles(label: int, least: int) -> tuple[list[tuple[slice, slice]], ...]
     photograph = read_photograph(label)
     rows, columns = (_cut(side, least) for side in photograph.shape)
     tiles = [(r, c) for r in rows for c in columns]
-    # In the order of their detail: so testing has its share of both the busy ones and the flat.
+    # Sorted by detail, so that testing has its share of both busy tiles and flat ones.
     tiles.sort(key=lambda tile: -np.abs(np.diff(photograph[tile].astype(np.int16))).mean())
     count = max(1, len(tiles) // TEST_TILE_EVERY)
     test = tiles[1::TEST_TILE_EVERY][:count]
@@ -154,7 +154,7 @@ def split_tiles(label: int, least: int) -> tuple[list[tuple[slice, slice]], ...]
 
 
 def retouch(crop: UInt8[np.ndarray, "h w"], rng: np.random.Generator) -> UInt8[np.ndarray, "h w"]:
-    """Takes brightness and contrast away: random tone curve, mean, deviation and sign."""
+    """Randomises brightness and contrast: tone curve, mean, deviation and sign."""
     bent = (crop / np.float32(255)) ** math.exp(rng.uniform(-1, 1) * math.log(GAMMA)) * 255
     contrast = rng.uniform(*DEVIATION) / max(bent.std(), LEAST_DEVIATION)
     sign = 1 if rng.random() < 0.5 else -1
@@ -167,7 +167,7 @@ def _random_place(
     tiles: list[tuple[slice, slice]],
     side: int,
     rng: np.random.Generator,
-) -> UInt8[np.ndarray, "side side"]:
+) -> UInt8[np.ndarray, "{side} {side}"]:
     """The crop with most contrast among a few places, each within one of the tiles."""
     crops = []
     for _ in range(PLACES):
@@ -184,13 +184,13 @@ def _cut(length: int, least: int) -> list[slice]:
 
 @functools.cache
 def _folder() -> Path:
-    """Where the installed scikit-image keeps its pictures; found without importing it."""
+    """Where the installed scikit-image keeps its images; found without importing it."""
     spec = importlib.util.find_spec("skimage")
-    folders = [] if spec is None else spec.submodule_search_locations
+    folders = (spec and spec.submodule_search_locations) or ()
     for folder in (Path(place) / "data" for place in folders):
         if all((folder / name).is_file() for name in FILES):
             return folder
     raise ValueError(
-        "photos needs the pictures that scikit-image ships in its package, and they were not "
+        "photos needs the images that scikit-image ships in its package, and they were not "
         "found; install it: pip install 'scikit-image>=0.25'."
     )

@@ -1,8 +1,8 @@
-"""Batches of pictures: shard, shuffle, decode, crop, stack.
+"""Batches of images: shard, shuffle, decode, crop, stack.
 
-Everything about a batch follows from (seed, step): which records are in it, how they are cropped
-and mirrored. So a run can be stopped and go on at any step, on any number of processes, and sees
-what it would have seen. grain does the shuffling, the threads and the worker processes.
+A batch is a function of (seed, step): which records are in it, how they are cropped and mirrored.
+So a run can stop and resume at any step, on any number of processes, with the same batches. grain
+does the shuffling, the threads and the worker processes.
 """
 
 import dataclasses
@@ -10,32 +10,28 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 import cv2
 import grain
 import numpy as np
 from absl import flags, logging
 
-from bvit.data.decode import (
-    Pixels,
-    UnreadableImageError,
-    center_crop,
-    random_resized_crop,
-)
+from bvit.data.decode import Pixels, UnreadableImageError, center_crop, random_resized_crop
 from bvit.data.sources import Source
 
 Batch = dict[str, np.ndarray]
+Example = dict[str, np.ndarray | np.generic]
 OnError = Literal["raise", "skip"]
 
-# Examples of a training that has no end; grain's own endless repetition overflows when batched.
+# Examples of an endless training; grain's own endless repetition overflows when batched.
 ENDLESS = 2**48
-# Batches that wait, besides those that are being made.
+# Batches kept ready, besides those in the making.
 PREFETCH = 2
 MAX_THREADS = 16
-# So many unreadable pictures in a row are no accident.
+# So many unreadable images in a row are an error.
 MAX_UNREADABLE = 100
-# The first so many of them are named in the log; the rest are only counted.
+# This many unreadable images are named in the log; the rest are only counted.
 NAMED_UNREADABLE = 20
 # How far evaluation shrinks the short side before the centre crop: 256 for 224, as for ImageNet
 # since Krizhevsky et al. 2012.
@@ -58,10 +54,10 @@ def train_batches(
     num_threads: int | None = None,
     on_error: OnError = "raise",
 ) -> "Batches":
-    """Random crops of shuffled pictures, without end.
+    """Random crops of shuffled images, without end.
 
-    Each pass over the source is in a new order; a batch may hold the end of one and the beginning
-    of the next. The batch of a step, over all processes, is a function of (seed, step, batch_size)
+    Each pass over the source has a new order; a batch may hold the end of one pass and the start of
+    the next. The batch of a step, over all processes, is a function of (seed, step, batch_size)
     alone: process p of n gets rows p·b/n to (p+1)·b/n of it.
 
     Args:
@@ -71,19 +67,19 @@ def train_batches(
       seed: of order, crops and mirroring; not negative.
       start_step: the first step, from 0; nothing before it is read.
       num_steps: how many batches to give; None for no end.
-      process_index: which share of each batch is wanted.
-      process_count: how many shares there are.
-      scale: range of a crop's share of the area of its picture, within (0, 1].
+      process_index: which share of each batch to return.
+      process_count: number of shares.
+      scale: range of a crop's share of the area of its image, within (0, 1].
       flip: whether to mirror half of the crops.
-      num_workers: processes that make batches; 0: threads of this one do.
-      num_threads: threads that make batches, in this process or in each worker; None: as many as
-        there are cores, but one in a worker. OpenCV is set to use no threads of its own.
-      on_error: "raise", or "skip": the next readable record takes the place of an unreadable one,
-        which is counted in `Batches.skipped`.
+      num_workers: processes that make batches; 0: threads of this one.
+      num_threads: threads that make batches, in this process or in each worker; None: one for each
+        core, but one in a worker. OpenCV is set to use no threads of its own.
+      on_error: "raise", or "skip": the next readable record replaces an unreadable one, which is
+        counted in `Batches.skipped`.
 
     Returns:
       An iterator of {"image": uint8 [b, s, s, 3], "label": int32 [b], "index": int32 [b] (of the
-      record), "mask": bool [b] (True)}; to be closed.
+      record), "mask": bool [b] (True)}; close it after use.
 
     Raises:
       ValueError: arguments out of range. While iterating: `UnreadableImageError`, naming the file.
@@ -122,25 +118,25 @@ def eval_batches(
     num_threads: int | None = None,
     on_error: OnError = "raise",
 ) -> "Batches":
-    """The central crop of every picture, each exactly once over all processes, in order.
+    """The central crop of every image, each exactly once over all processes, in order.
 
-    The last batch is filled up with rows whose mask is False; every process gives the same number
-    of batches.
+    The last batch is padded with rows whose mask is False; every process yields the same number of
+    batches.
 
     Args:
       source: of `open_source`.
       batch_size: rows of a batch over all processes; a multiple of `process_count`.
       image_size: side of the square crops, in pixels.
       resize: short side before the crop, in pixels; None: 256/224 times `image_size`.
-      process_index: which share of each batch is wanted.
-      process_count: how many shares there are.
+      process_index: which share of each batch to return.
+      process_count: number of shares.
       num_workers: as in `train_batches`.
       num_threads: as in `train_batches`.
-      on_error: "raise", or "skip": the row of an unreadable picture has the mask False, and is
+      on_error: "raise", or "skip": the row of an unreadable image has the mask False, and is
         counted in `Batches.skipped`.
 
     Returns:
-      An iterator as that of `train_batches`; "index" is the record's, 0 where a row only fills up.
+      An iterator like that of `train_batches`; "index" is the record's, 0 in rows of padding.
 
     Raises:
       ValueError: arguments out of range. While iterating: `UnreadableImageError`, naming the file.
@@ -162,16 +158,16 @@ def eval_batches(
 class Batches(Iterator[Batch]):
     """Batches that are made ahead of time, in threads or processes.
 
-    Close it, or use it in a `with` statement, when you stop before its end.
+    Close it, or use it in a `with` statement, if you stop before its end.
 
     Attributes:
-      skipped: how many unreadable pictures were passed over for the batches given so far.
+      skipped: unreadable images that were skipped in the batches so far.
     """
 
     def __init__(
         self, dataset: grain.MapDataset, num_workers: int, num_threads: int | None
     ) -> None:
-        """Sets OpenCV to one thread in this process and the workers: there are others to share."""
+        """Sets OpenCV to one thread in this process and in the workers."""
         if num_workers < 0 or (num_threads is not None and num_threads < 1):
             raise ValueError(
                 "num_workers must not be negative and num_threads at least 1: got "
@@ -183,8 +179,8 @@ class Batches(Iterator[Batch]):
         options = grain.ReadOptions(num_threads, prefetch_buffer_size=num_threads + PREFETCH)
         batches = dataset.to_iter_dataset(options)
         if num_workers:
-            # grain asks absl's flags whether to profile its workers, which fails in programs that
-            # have no use for flags.
+            # grain reads absl's flags to decide whether to profile its workers, which fails in
+            # programs that do not parse flags.
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
             batches = batches.mp_prefetch(
@@ -200,10 +196,10 @@ class Batches(Iterator[Batch]):
         return batch
 
     def close(self) -> None:
-        """Stops the threads, after the batches they are at, and the worker processes."""
+        """Stops the worker processes and, after their current batches, the threads."""
         self._batches.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Batches":
         """Itself."""
         return self
 
@@ -227,7 +223,7 @@ class _TrainExample(grain.transforms.RandomMap):
     flip: bool
     skip: bool
 
-    def random_map(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def random_map(self, index: int, rng: np.random.Generator) -> Example:
         def crop(image: bytes | Pixels) -> Pixels:
             return random_resized_crop(
                 image, rng, size=self.image_size, scale=self.scale, flip=self.flip
@@ -240,23 +236,23 @@ class _TrainExample(grain.transforms.RandomMap):
             except UnreadableImageError as error:
                 if not self.skip:
                     raise
-                _tell(error)
+                _log(error)
         raise UnreadableImageError(
-            f"{MAX_UNREADABLE} pictures in a row can't be read, the first of them "
-            f"{self.source.record_name(index)}; is their disk there?"
+            f"{MAX_UNREADABLE} images in a row can't be read, the first of them "
+            f"{self.source.record_name(index)}; check that their disk is mounted."
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class _EvalExample(grain.transforms.Map):
-    """Row → example: the central crop of a record, or filling."""
+    """Row → example: the central crop of a record, or padding."""
 
     source: Source
     image_size: int
     short_side: int
     skip: bool
 
-    def map(self, row: int) -> dict[str, np.ndarray]:
+    def map(self, row: int) -> Example:
         def crop(image: bytes | Pixels) -> Pixels:
             return center_crop(image, size=self.image_size, short_side=self.short_side)
 
@@ -268,27 +264,27 @@ class _EvalExample(grain.transforms.Map):
         except UnreadableImageError as error:
             if not self.skip:
                 raise
-            _tell(error)
+            _log(error)
             return _example(nothing, 0, row, mask=False, skipped=1)
 
 
 def _read(
     source: Source, index: int, crop: Callable[[bytes | Pixels], Pixels]
 ) -> tuple[Pixels, int]:
-    """The crop of a record and its label; what goes wrong is told with the record's name."""
+    """The crop of a record and its label; errors carry the record's name."""
     try:
         record = source[index]
         return crop(record["image"]), record["label"]
     except (UnreadableImageError, OSError) as error:
         raise UnreadableImageError(
-            f"{source.record_name(index)}: {error}. Remove or replace the picture, or pass over "
-            "such pictures with data.on_error=skip."
+            f"{source.record_name(index)}: {error}. Remove or replace the image, or skip such "
+            "images with data.on_error=skip."
         ) from error
 
 
 def _example(
     image: Pixels, label: int, index: int, *, mask: bool = True, skipped: int = 0
-) -> dict[str, np.ndarray]:
+) -> Example:
     return {
         "image": image,
         "label": np.int32(label),
@@ -298,7 +294,7 @@ def _example(
     }
 
 
-def _tell(error: UnreadableImageError) -> None:
+def _log(error: UnreadableImageError) -> None:
     logging.log_first_n(logging.WARNING, "Skipped: %s", NAMED_UNREADABLE, error)
 
 
@@ -312,7 +308,7 @@ def _start_worker(index: int, count: int) -> None:
 def _local_batch(
     source: Source, batch_size: int, image_size: int, process_index: int, process_count: int
 ) -> int:
-    """Rows of a batch in one process, after a look at the arguments."""
+    """Rows of a batch in one process, after checking the arguments."""
     if not len(source):
         raise ValueError("the source has no records: give it at least one.")
     if image_size < 1:

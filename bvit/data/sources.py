@@ -1,18 +1,19 @@
 """Data sets by name: records with labels that can be read in any order."""
 
 import os
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from bvit.data.folder import FolderSource
 from bvit.data.photos import Photos
 from bvit.data.tfds import TfdsSource
 
-# What may stand for the whole of a split in sources that have no parts of splits.
+# Names of whole splits, for sources that have no parts of splits.
 WHOLE_SPLITS = ("", "train", "val", "validation", "test")
-# The halves of a tfds set. Where there are both, the labels of "test" are mostly kept secret.
+# The splits of a tfds set. If it has both test splits, the labels of "test" are mostly secret.
 TFDS_SPLITS = {"train": ("train",), "test": ("validation", "test")}
 
 
+@runtime_checkable
 class Source(Protocol):
     """Records that can be read in any order, from several threads, and pickled for workers."""
 
@@ -26,7 +27,7 @@ class Source(Protocol):
         """Reads one: {"image": bytes of a file or uint8 [h, w, 3], "label": int}."""
 
     def record_name(self, index: int) -> str:
-        """What to call it in a message: its path, where it has one."""
+        """Its name in messages: its path, if it has one."""
 
 
 def open_source(
@@ -38,16 +39,16 @@ def open_source(
     image_size: int = 224,
     seed: int = 0,
 ) -> Source:
-    """Opens one half of a data set; reads no picture.
+    """Opens one split of a data set; reads no image.
 
     Args:
-      name: "photos" (embedded, see `bvit.data.photos`), "folder" (class folders of pictures, see
+      name: "photos" (embedded, see `bvit.data.photos`), "folder" (class folders of images, see
         `bvit.data.folder`), or the name of a tfds set, such as "imagenet2012".
-      split: "train" or "test": which half.
+      split: "train" or "test".
       dir: folder: where the class folders are; tfds: its data directory, None for its default.
-      split_name: tfds: the split, or a part of it, that is this half, such as "train[:20%]"; ""
-        is train, or validation, or test where there is no validation. The other sources know no
-        parts and take only the name of a whole split, or "".
+      split_name: tfds: the split or the part of one to use, such as "train[:20%]"; "" is train, or
+        validation, or test if there is no validation. The other sources have no parts of splits and
+        take only the name of a whole split, or "".
       image_size: photos: side of the square that the model sees, in pixels.
       seed: photos: of the training crops.
 

@@ -7,7 +7,7 @@ from bvit.data.sources import Source
 
 
 class Subset:
-    """The records of another source at the given places, in that order."""
+    """The records of another source at the given indices, in that order."""
 
     def __init__(self, source: Source, places: Sequence[int]) -> None:
         """Reads nothing yet; `places` are indices into `source`."""

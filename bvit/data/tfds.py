@@ -26,7 +26,7 @@ class TfdsSource:
         *,
         dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Opens a prepared set; reads no picture.
+        """Opens a prepared set; reads no image.
 
         Args:
           name: e.g. "imagenet2012", "imagenette/320px-v2", "cifar10".
@@ -84,17 +84,17 @@ class TfdsSource:
         return {"image": record["image"], "label": label}
 
     def record_name(self, index: int) -> str:
-        """What record `index` is called in messages."""
+        """The name of record `index` in messages."""
         return f"tfds {self._name}, split {self._split}, record {index}"
 
     # A worker process opens the set itself: it may not know the builder's class.
     def __getstate__(self) -> dict[str, Any]:
-        """What it takes to open the set again."""
+        """The arguments that open the set again."""
         return {"name": self._name, "split": self._split, "dir": self._dir}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Opens the set again."""
-        self.__init__(**state)
+        TfdsSource.__init__(self, **state)
 
 
 def _builder(name: str, dir: str | None) -> "DatasetBuilder":

@@ -17,6 +17,7 @@ from bvit.image.camera import (
     random_motion_blur,
     random_shake_blur,
 )
+from bvit.image.color import random_color_jitter
 from bvit.image.focus import mask_patches, patch_laplacian_variance, patch_mask
 from bvit.image.fourier import convolve
 from bvit.image.glass import glass_blur, random_glass_blur
@@ -46,6 +47,7 @@ __all__ = [
     "patch_mask",
     "random_anisotropic_gaussian_blur",
     "random_box_blur",
+    "random_color_jitter",
     "random_defocus_blur",
     "random_gaussian_blur",
     "random_glass_blur",

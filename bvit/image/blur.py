@@ -1,13 +1,14 @@
 """Gaussian blur: with a given sigma, a random one, or in random regions of each image."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Key, Real
 
-from bvit.image.batching import image_keys, map_images
+from bvit.image.batching import Keys, image_keys, map_images, vmap_batch
 from bvit.image.checks import check_kernel_size, check_range, check_strength
 from bvit.image.pixels import check_image
 from bvit.image.region import smooth_region
@@ -16,7 +17,7 @@ from bvit.image.separable import filter_both_axes, half_gaussian
 
 def gaussian_blur(
     image: Float[ArrayLike, "*b h w c"],
-    sigma: float | Float[ArrayLike, "*b"],
+    sigma: Real[ArrayLike, "*#b"],
     *,
     kernel_size: int = 19,
 ) -> Float[Array, "*b h w c"]:
@@ -48,7 +49,7 @@ def gaussian_blur(
 
 
 def random_gaussian_blur(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Float[ArrayLike, "*b h w c"],
     *,
     sigma_range: tuple[float, float] = (1.0, 2.0),
@@ -60,7 +61,7 @@ def random_gaussian_blur(
     Args:
       key: one PRNG key, or one for each image; with one, image i of the batch (counted row by row)
         draws from fold_in(key, i), so that its sigma depends neither on the batch's size nor on
-        the other images. A picture without batch axes draws from the key itself.
+        the other images. An image without batch axes draws from the key itself.
       image: grey or RGB in [0, 1], any leading batch axes.
       sigma_range: lowest and highest sigma, in pixels; (1, 2) with 19 taps is the paper's blur.
       kernel_size: number of taps, odd; static.
@@ -89,13 +90,11 @@ def drawn_sigma(
 ) -> Float[Array, "*b"]:
     """The sigma by which `random_gaussian_blur` blurs the image of each key (typed), in pixels."""
     draw = partial(_draw_sigma, sigma_range=sigma_range, probability=probability)
-    for _ in key.shape:
-        draw = jax.vmap(draw)
-    return draw(key)
+    return vmap_batch(draw, key.shape)(key)
 
 
 def region_blur(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Float[ArrayLike, "*b h w c"],
     *,
     sigma_range: tuple[float, float] = (2.0, 4.0),
@@ -136,14 +135,16 @@ def region_blur(
 
 
 @partial(jax.jit, static_argnames="kernel_size")
-def _blur(image, sigma, *, kernel_size):
+def _blur(image: Array, sigma: Array, *, kernel_size: int) -> Array:
     sigma = jnp.broadcast_to(sigma, image.shape[:-3])
     return map_images(partial(_blur_one, kernel_size=kernel_size), image, sigma)
 
 
 @partial(jax.jit, static_argnames="kernel_size")
-def _random_blur(keys, image, sigma_range, probability, *, kernel_size):
-    def blur(one, key):
+def _random_blur(
+    keys: Array, image: Array, sigma_range: Sequence, probability: ArrayLike, *, kernel_size: int
+) -> Array:
+    def blur(one: Array, key: Array) -> Array:
         sigma = _draw_sigma(key, sigma_range, probability)
         return _blur_one(one, sigma, kernel_size=kernel_size)
 
@@ -151,8 +152,10 @@ def _random_blur(keys, image, sigma_range, probability, *, kernel_size):
 
 
 @partial(jax.jit, static_argnames="kernel_size")
-def _region_blur(keys, image, sigma_range, area_range, *, kernel_size):
-    def blur(one, key):
+def _region_blur(
+    keys: Array, image: Array, sigma_range: Sequence, area_range: Sequence, *, kernel_size: int
+) -> tuple[Array, Array]:
+    def blur(one: Array, key: Array) -> tuple[Array, Array]:
         sigma_key, area_key, noise_key = jax.random.split(key, 3)
         sigma = _uniform(sigma_key, sigma_range)
         region = smooth_region(noise_key, _uniform(area_key, area_range), one.shape[:2])
@@ -162,16 +165,16 @@ def _region_blur(keys, image, sigma_range, area_range, *, kernel_size):
     return map_images(blur, image, keys)
 
 
-def _draw_sigma(key, sigma_range, probability):
+def _draw_sigma(key: Array, sigma_range: Sequence, probability: ArrayLike) -> Array:
     sigma_key, coin_key = jax.random.split(key)
     chosen = _uniform(coin_key, (0.0, 1.0)) < probability
     return jnp.where(chosen, _uniform(sigma_key, sigma_range), 0.0)
 
 
-def _uniform(key, bounds):
+def _uniform(key: Array, bounds: Sequence) -> Array:
     return jax.random.uniform(key, dtype=jnp.float32, minval=bounds[0], maxval=bounds[1])
 
 
-def _blur_one(image, sigma, *, kernel_size):
+def _blur_one(image: Array, sigma: Array, *, kernel_size: int) -> Array:
     dtype = jnp.promote_types(image.dtype, jnp.float32)
     return filter_both_axes(image, half_gaussian(sigma.astype(dtype), kernel_size // 2))

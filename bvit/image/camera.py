@@ -10,15 +10,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Real
 
-from bvit.image.batching import image_keys, map_images
-from bvit.image.checks import (
-    check_kernel_size,
-    check_one_each,
-    check_range,
-    check_strength,
-)
+from bvit.image.batching import Keys, image_keys, map_images
+from bvit.image.checks import check_kernel_size, check_one_each, check_range, check_strength
 from bvit.image.draws import split_each, uniform_each
 from bvit.image.fourier import convolve_one, one_each
 from bvit.image.kernels import disk_kernel, gaussian_kernel, motion_kernel, shake_kernel
@@ -26,7 +21,7 @@ from bvit.image.pixels import check_image
 from bvit.image.separable import filter_both_axes
 
 Image = Float[ArrayLike, "*b h w c"]
-Each = float | Float[ArrayLike, "*b"]
+Each = Real[ArrayLike, "*#b"]
 Range = tuple[float, float]
 
 
@@ -57,7 +52,7 @@ def motion_blur(
 
 
 def random_motion_blur(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Image,
     *,
     length_range: Range = (5.0, 15.0),
@@ -92,7 +87,7 @@ def random_motion_blur(
 
 
 def random_shake_blur(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Image,
     *,
     length_range: Range = (5.0, 25.0),
@@ -143,7 +138,7 @@ def defocus_blur(image: Image, radius: Each, *, kernel_size: int = 21) -> Float[
 
 
 def random_defocus_blur(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Image,
     *,
     radius_range: Range = (2.0, 6.0),
@@ -163,8 +158,7 @@ def random_defocus_blur(
       Images of the shape and dtype of `image`.
 
     Raises:
-      ValueError: as `defocus_blur`; a reversed range; a probability outside [0, 1]; keys that are
-        neither one nor one for each image.
+      ValueError: as `defocus_blur` and `random_motion_blur`.
     """
     _check(image, kernel_size)
     check_range("radius_range", radius_range, highest=kernel_size // 2)
@@ -195,7 +189,7 @@ def box_blur(image: Image, width: Each, *, kernel_size: int = 19) -> Float[Array
 
 
 def random_box_blur(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Image,
     *,
     width_range: Range = (3.0, 9.0),
@@ -215,8 +209,7 @@ def random_box_blur(
       Images of the shape and dtype of `image`.
 
     Raises:
-      ValueError: as `box_blur`; a reversed range; a probability outside [0, 1]; keys that are
-        neither one nor one for each image.
+      ValueError: as `box_blur` and `random_motion_blur`.
     """
     _check(image, kernel_size)
     check_range("width_range", width_range, highest=kernel_size)
@@ -257,7 +250,7 @@ def anisotropic_gaussian_blur(
 
 
 def random_anisotropic_gaussian_blur(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Image,
     *,
     sigma_along_range: Range = (2.0, 4.0),
@@ -281,8 +274,7 @@ def random_anisotropic_gaussian_blur(
       Images of the shape and dtype of `image`.
 
     Raises:
-      ValueError: as `anisotropic_gaussian_blur`; a reversed range; a probability outside [0, 1];
-        keys that are neither one nor one for each image.
+      ValueError: as `anisotropic_gaussian_blur` and `random_motion_blur`.
     """
     _check(image, kernel_size)
     check_range("sigma_along_range", sigma_along_range)
@@ -296,37 +288,39 @@ def random_anisotropic_gaussian_blur(
     return _anisotropic(image, *draws, kernel_size=kernel_size)
 
 
-def _check(image, kernel_size):
+def _check(image: ArrayLike, kernel_size: int) -> tuple[int, ...]:
     check_image(image)
     check_kernel_size(kernel_size, np.shape(image))
     return np.shape(image)[:-3]
 
 
 @partial(jax.jit, static_argnames="kernel_size")
-def _motion(image, length, angle, bend, *, kernel_size):
+def _motion(image: Array, length: Each, angle: Each, bend: Each, *, kernel_size: int) -> Array:
     kernel = motion_kernel(length, angle, bend, kernel_size=kernel_size)
     return _convolved_where(image, kernel, length)
 
 
 @partial(jax.jit, static_argnames="kernel_size")
-def _shake(keys, image, length, *, kernel_size):
+def _shake(keys: Array, image: Array, length: Each, *, kernel_size: int) -> Array:
     return _convolved_where(image, shake_kernel(keys, length, kernel_size=kernel_size), length)
 
 
 @partial(jax.jit, static_argnames="kernel_size")
-def _defocus(image, radius, *, kernel_size):
+def _defocus(image: Array, radius: Each, *, kernel_size: int) -> Array:
     return _convolved_where(image, disk_kernel(radius, kernel_size=kernel_size), radius)
 
 
 @partial(jax.jit, static_argnames="kernel_size")
-def _anisotropic(image, sigma_along, sigma_across, angle, *, kernel_size):
+def _anisotropic(
+    image: Array, sigma_along: Each, sigma_across: Each, angle: Each, *, kernel_size: int
+) -> Array:
     kernel = gaussian_kernel(sigma_along, sigma_across, angle, kernel_size=kernel_size)
     return _convolved_where(image, kernel, jnp.maximum(sigma_along, sigma_across))
 
 
 @partial(jax.jit, static_argnames="kernel_size")
-def _box(image, width, *, kernel_size):
-    def blur(one, width):
+def _box(image: Array, width: Each, *, kernel_size: int) -> Array:
+    def blur(one: Array, width: Array) -> Array:
         distance = np.arange(kernel_size // 2 + 1)
         covered = jnp.clip(width / 2 + 0.5 - distance, 0, 1)
         return filter_both_axes(one, covered / (covered[0] + 2 * covered[1:].sum()))
@@ -335,10 +329,10 @@ def _box(image, width, *, kernel_size):
     return map_images(blur, image, jnp.broadcast_to(width, image.shape[:-3]))
 
 
-def _convolved_where(image, kernel, strength):
+def _convolved_where(image: Array, kernel: Array, strength: Each) -> Array:
     """The convolved image where its strength is above 0; elsewhere the image to the last bit."""
 
-    def blur(one, kernel, strength):
+    def blur(one: Array, kernel: Array, strength: Array) -> Array:
         return jnp.where(strength > 0, convolve_one(one, kernel), one)
 
     strength = jnp.broadcast_to(strength, image.shape[:-3])

@@ -1,4 +1,4 @@
-"""What functions check of their options, before anything compiles; traced values can't be."""
+"""Checks of options, before anything compiles. Traced values pass: they can't be checked."""
 
 import difflib
 import math
@@ -10,7 +10,7 @@ from jaxtyping import ArrayLike
 
 
 def check_name(what: str, name: str, names: Iterable[str]) -> None:
-    """Raises ValueError, with a suggestion, if there is no such name among those of `what`."""
+    """Raises ValueError, with a suggestion, if `name` is not one of the names of `what`."""
     if name in names:
         return
     close = difflib.get_close_matches(str(name), names)

@@ -1,4 +1,4 @@
-"""Named blur conditions: what is done to a picture before a model sees it.
+"""Named blur conditions: how images are changed before a model sees them.
 
 Training and evaluation read the same table, so that “blur” means one thing. A mixture such as
 "sharp+blur" draws one of its parts for each image with equal chance; "mix" is the paper's name for
@@ -7,9 +7,9 @@ that one. Some names take an argument: "gaussian:2.5" blurs every image with tha
 in a random region of each image, "noisy:motion" adds a sensor's noise afterwards, and
 "stored:motion" only rounds to the 8 bits of a file.
 
-"wiener:blur" and "richardson_lucy:blur" undo the blur again, by the σ that the condition after the
-colon drew; "wiener_blind:…" and "richardson_lucy_blind:…" estimate it from the picture. All round
-the blurred picture to 8 bits first: without that, far more could be restored than of any file.
+"wiener:blur" and "richardson_lucy:blur" undo the blur with the σ that the condition after the colon
+drew; "wiener_blind:…" and "richardson_lucy_blind:…" estimate σ from the image. All round the
+blurred image to 8 bits first: without that, they restore far more than is possible from a file.
 """
 
 import difflib
@@ -42,12 +42,12 @@ Pixels = Float[Array, "n h w c"]
 # The paper's section 4.1: a 19×19 kernel, σ drawn from U(1, 2) for each image.
 PAPER_SIGMA_RANGE = (1.0, 2.0)
 PAPER_KERNEL_SIZE = 19
-# Of a stored picture, for each value.
+# Bits for each value in an image file.
 STORED_BITS = 8
 
 Condition = Callable[[Array, Pixels], Pixels]
 
-# What deblurs: by which method, and whether the blur's σ has to be estimated.
+# Deblurring: the method, and whether the σ of the blur has to be estimated.
 DEBLURRING = {
     "wiener": ("wiener", False),
     "wiener_blind": ("wiener", True),
@@ -55,8 +55,8 @@ DEBLURRING = {
     "richardson_lucy_blind": ("richardson_lucy", True),
 }
 
-# The conditions over which ImageNet-C's benchmark of blurs takes its means; "imagenet_c" is short
-# for them where several are listed.
+# The conditions over which ImageNet-C's benchmark of blurs takes its means; in a list of conditions
+# "imagenet_c" stands for all of them.
 IMAGENET_C = tuple(
     f"imagenet_c:{name}:{severity}" for name in ALEXNET_ERROR for severity in SEVERITIES
 )
@@ -130,12 +130,12 @@ def _stored(before: str) -> Condition:
 
 def _deblurred(before: str, *, kind: str) -> Condition:
     method, blind = DEBLURRING[kind]
-    picture, sigma = _stored(before), None if blind else _known_sigma(before, kind)
+    stored, sigma = _stored(before), _known_sigma(before, kind) if not blind else None
 
     def deblur(keys: Array, image: Pixels) -> Pixels:
-        known = None if blind else sigma(keys)
+        known = None if sigma is None else sigma(keys)
         return deblur_gaussian(
-            picture(keys, image), known, method=method, kernel_size=PAPER_KERNEL_SIZE
+            stored(keys, image), known, method=method, kernel_size=PAPER_KERNEL_SIZE
         )
 
     return deblur
@@ -163,7 +163,7 @@ def _known_sigma(name: str, kind: str) -> Callable[[Array], Float[Array, " n"]]:
 CONDITIONS: dict[str, Condition] = {
     "sharp": _sharp,
     "blur": _blur,
-    "region": region_blur,
+    "region": region_blur,  # type: ignore[dict-item]  # returns no map here
     "motion": random_motion_blur,
     "shake": random_shake_blur,
     "defocus": random_defocus_blur,
@@ -171,10 +171,10 @@ CONDITIONS: dict[str, Condition] = {
     "glass": random_glass_blur,
     "box": random_box_blur,
     "anisotropic": random_anisotropic_gaussian_blur,
-    "depth": random_variable_gaussian_blur,
+    "depth": random_variable_gaussian_blur,  # type: ignore[dict-item]
 }
 MIXTURES = {"mix": "sharp+blur"}
-# What stands before a colon, and makes a condition of what stands after it.
+# Prefixes: what follows the colon is their argument.
 WITH_ARGUMENT: dict[str, Callable[[str], Condition]] = {
     "gaussian": _gaussian,
     "imagenet_c": _imagenet_c,
@@ -183,28 +183,28 @@ WITH_ARGUMENT: dict[str, Callable[[str], Condition]] = {
     "stored": _stored,
     **{kind: partial(_deblurred, kind=kind) for kind in DEBLURRING},
 }
-# Those of them that draw nothing themselves.
+# Prefixes that draw no random numbers themselves.
 DRAWLESS = ("stored", *DEBLURRING)
 
 
 def expand(names: Iterable[str]) -> tuple[str, ...]:
-    """A list of conditions with what stands for several of them written out."""
+    """A list of conditions, with the names that stand for several of them written out."""
     several = {"imagenet_c": IMAGENET_C}
     return tuple(part for name in names for part in several.get(name, (name,)))
 
 
 def drawn_by(name: str) -> str:
-    """The part of a condition's name that its draws follow from.
+    """The part of a condition's name that decides its random draws.
 
-    So a picture that is stored or deblurred was blurred as the picture that is not: "wiener:blur"
-    and "blur" both give "blur".
+    Storing and deblurring draw nothing, so "wiener:blur" and "blur" both give "blur", and blur each
+    image alike.
     """
     kind, _, before = name.partition(":")
     return drawn_by(before) if kind in DRAWLESS else name
 
 
 def split_deblurring(name: str) -> tuple[str, str]:
-    """What a condition deblurs by, and the condition of the pictures before that.
+    """The deblurring method of a condition, and the condition before deblurring.
 
     "wiener:noisy:blur" gives ("wiener", "noisy:blur"), a condition without deblurring ("", itself).
     """
@@ -251,7 +251,7 @@ def apply_condition(name: str, keys: Array, image: Pixels) -> Pixels:
       image: pixels in [0, 1].
 
     Returns:
-      The pictures after it, of the same shape and dtype.
+      Images of the shape and dtype of `image`.
 
     Raises:
       ValueError: for an unknown name.

@@ -1,13 +1,13 @@
 """The five blurs of ImageNet-C, on the device (Hendrycks and Dietterich 2019).
 
-"Benchmarking neural network robustness to common corruptions and perturbations", made for pictures
-of 224×224. Parameters, kernels, borders and the order of operations are the published ones; the
-differences are:
+"Benchmarking neural network robustness to common corruptions and perturbations", made for images
+of 224×224. Parameters, kernels, borders and the order of operations are the published ones. The
+differences:
 
-- The published pictures are JPEGs of quality 85, cut to 8 bits before (glass blur also in between).
-  Nothing is rounded or compressed here, so that results are a little better than on the files.
-- The motion blur is ImageMagick's, written again after its description: a Gaussian from the pixel
-  to one side, at offsets rounded to whole pixels. It was not compared with ImageMagick itself.
+- The published images are JPEGs of quality 85, rounded to 8 bits before (glass blur also in
+  between). Nothing is rounded or compressed here, so results are a little better.
+- The motion blur follows the description of ImageMagick's: a Gaussian from the pixel to one side,
+  at offsets rounded to whole pixels. It was not compared with ImageMagick itself.
 - Zoom blur takes any height and width, and means the crop's share of each; the original cuts a
   square by the height.
 - Random draws are jax's, one key for each image.
@@ -20,9 +20,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Float
 
-from bvit.image.batching import image_keys, map_images
+from bvit.image.batching import Keys, image_keys, map_images
 from bvit.image.checks import check_kernel_size
 from bvit.image.fourier import convolve_one
 from bvit.image.glass import move_pixels
@@ -48,9 +48,9 @@ MOTION_ANGLE = 45.0
 
 
 def corrupt(
-    key: Key[Array, "*b"], image: Float[ArrayLike, "*b h w c"], *, name: str, severity: int
+    key: Keys, image: Float[ArrayLike, "*b h w c"], *, name: str, severity: int
 ) -> Float[Array, "*b h w c"]:
-    """Applies one of ImageNet-C's blurs; see above where it differs from the published pictures.
+    """Applies one of ImageNet-C's blurs; see above where it differs from the published images.
 
     Args:
       key: one PRNG key, or one for each image; with one, image i of the batch draws from
@@ -75,7 +75,7 @@ def corrupt(
     return _corrupt(keys, image, name=name, severity=severity)
 
 
-def check_corruption(name: str, severity: int) -> None:
+def check_corruption(name: str, severity: int | str) -> None:
     """Raises ValueError if there is no such blur in ImageNet-C."""
     if name not in NAMES:
         raise ValueError(f"name must be one of {', '.join(NAMES)}: got {name!r}.")
@@ -115,7 +115,7 @@ def published_disk(radius: int, sigma: float) -> Float[np.ndarray, "k k"]:
 
 
 def motion_offsets(width: int, angle: Float[Array, ""]) -> tuple[Array, Array]:
-    """Rows and columns from a pixel to those that it is a mean of, rounded to whole ones."""
+    """Rows and columns from a pixel to the pixels it averages, rounded to whole numbers."""
     step = jnp.arange(width)
     radians = jnp.radians(angle)
     down, right = (jnp.ceil(step * f(radians) - 0.5) for f in (jnp.sin, jnp.cos))
@@ -131,32 +131,31 @@ def zoom_places(length: int, factor: float) -> Float[np.ndarray, " length"]:
     return first + place * (cut - 1) / max(enlarged - 1, 1)
 
 
-def _defocus(key, image, radius, sigma):
+def _defocus(key: Array, image: Array, radius: int, sigma: float) -> Array:
     del key
     return convolve_one(image, jnp.asarray(published_disk(radius, sigma), jnp.float32))
 
 
-def _glass(key, image, sigma, max_shift, rounds):
-    moved = move_pixels(key, _gaussian(None, image, sigma), max_shift=max_shift, rounds=rounds)
-    return _gaussian(None, moved, sigma)
+def _glass(key: Array, image: Array, sigma: float, max_shift: int, rounds: int) -> Array:
+    moved = move_pixels(key, _gaussian(key, image, sigma), max_shift=max_shift, rounds=rounds)
+    return _gaussian(key, moved, sigma)
 
 
-def _motion(key, image, radius, sigma):
+def _motion(key: Array, image: Array, radius: int, sigma: float) -> Array:
     angle = jax.random.uniform(key, (), jnp.float32, -MOTION_ANGLE, MOTION_ANGLE)
     width = 2 * radius + 1
     down, right = motion_offsets(width, angle)
     weights = np.exp(-0.5 * (np.arange(width) / sigma) ** 2)
-    # A convolution turns its kernel: what lies to the right is weighed at the left.
+    # A convolution flips its kernel: the weight of a pixel to the right is at the left.
     reach = width - 1
     kernel = jnp.zeros((2 * reach + 1, 2 * reach + 1), jnp.float32)
-    weights = jnp.asarray(weights / weights.sum(), jnp.float32)
-    kernel = kernel.at[reach - down, reach - right].add(weights)
+    kernel = kernel.at[reach - down, reach - right].add(weights / weights.sum())
     return convolve_one(image, kernel, border="edge")
 
 
-def _zoom(key, image, end, step):
+def _zoom(key: Array, image: Array, end: float, step: float) -> Array:
     del key
-    # The picture itself counts once more. NumPy's rounding decides where the range ends.
+    # The image itself counts once more. NumPy's rounding decides where the range ends.
     factors = [1.0, *np.arange(1, end, step)]
     rows, columns = (
         np.stack([zoom_places(length, factor) for factor in factors]) for length in image.shape[:2]
@@ -164,7 +163,7 @@ def _zoom(key, image, end, step):
     return mean_resampled(image, rows, columns)
 
 
-def _gaussian(key, image, sigma):
+def _gaussian(key: Array, image: Array, sigma: float) -> Array:
     del key
     dtype = jnp.promote_types(image.dtype, jnp.float32)
     taps = half_gaussian(jnp.asarray(sigma, dtype), int(TRUNCATE * sigma + 0.5))
@@ -184,10 +183,10 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 
 @partial(jax.jit, static_argnames=("name", "severity"))
-def _corrupt(keys, image, *, name, severity):
+def _corrupt(keys: Array, image: Array, *, name: str, severity: int) -> Array:
     function, parameters = _BLURS[name]
 
-    def blur(one, key):
+    def blur(one: Array, key: Array) -> Array:
         return jnp.clip(function(key, one, *parameters[severity - 1]), 0, 1)
 
     return map_images(blur, image, keys)

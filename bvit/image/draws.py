@@ -1,6 +1,7 @@
 """What a random blur draws for each image."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -8,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from bvit.image.batching import image_keys
+from bvit.image.batching import Keys, image_keys, vmap_batch
 from bvit.image.checks import check_range
 from bvit.image.pixels import check_image
 
 
 def uniform_each(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Float[ArrayLike, "*b h w c"],
     ranges: dict[str, tuple[float, float]],
     probability: float,
@@ -23,8 +24,8 @@ def uniform_each(
 
     Args:
       key: one PRNG key, or one for each image; with one, image i draws from fold_in(key, i).
-      image: the images, of which only the batch axes count.
-      ranges: lowest and highest value of each parameter, by the name that an error calls it.
+      image: the images; only their batch axes count.
+      ranges: lowest and highest value of each parameter, by its name in errors.
       probability: with which an image is blurred; otherwise all its numbers are 0.
 
     Raises:
@@ -40,14 +41,12 @@ def uniform_each(
 
 
 @jax.jit
-def _uniform_each(keys, ranges, probability):
+def _uniform_each(keys: Array, ranges: Sequence, probability: ArrayLike) -> tuple[Array, ...]:
     draw = partial(_draw, ranges=ranges, probability=probability)
-    for _ in keys.shape:
-        draw = jax.vmap(draw)
-    return draw(keys)
+    return vmap_batch(draw, keys.shape)(keys)
 
 
-def _draw(key, *, ranges, probability):
+def _draw(key: Array, *, ranges: Sequence, probability: ArrayLike) -> tuple[Array, ...]:
     coin_key, *number_keys = jax.random.split(key, 1 + len(ranges))
     blurred = jax.random.uniform(coin_key) < probability
     return tuple(
@@ -59,8 +58,5 @@ def _draw(key, *, ranges, probability):
 @partial(jax.jit, static_argnames="count")
 def split_each(keys: Key[Array, "*b"], count: int = 2) -> tuple[Key[Array, "*b"], ...]:
     """Splits each image's key (typed) into several, for independent draws; `count` is static."""
-    split = partial(jax.random.split, num=count)
-    for _ in keys.shape:
-        split = jax.vmap(split)
-    keys = split(keys)
+    keys = vmap_batch(partial(jax.random.split, num=count), keys.shape)(keys)
     return tuple(keys[..., i] for i in range(count))

@@ -1,4 +1,4 @@
-"""Where an image is in focus: the variance of the Laplacian of each patch, and masks made of it."""
+"""Where an image is in focus: the variance of the Laplacian of each patch, and masks from it."""
 
 from functools import partial
 from typing import Literal
@@ -33,7 +33,7 @@ def patch_laplacian_variance(
     patch_size: int,
     border: Border = "patch",
     quantize: bool = False,
-) -> Float[Array, "*b h/p w/p"]:
+) -> Float[Array, "*b h//{patch_size} w//{patch_size}"]:
     """The variance of the Laplacian in each patch: low where the image is blurry, or empty.
 
     Grey is 0.299 R + 0.587 G + 0.114 B on the 0-255 scale, the kernel [[0,1,0],[1,-4,1],[0,1,0]],
@@ -69,7 +69,7 @@ def patch_mask(
     remove: Literal["blurry", "sharp"] = "blurry",
     border: Border = "patch",
     quantize: bool = False,
-) -> Bool[Array, "*b h/p w/p"]:
+) -> Bool[Array, "*b h//{patch_size} w//{patch_size}"]:
     """Which patches to keep, by the variance of their Laplacian.
 
     Args:
@@ -97,7 +97,10 @@ def patch_mask(
 
 
 def mask_patches(
-    image: Float[ArrayLike, "*b h w c"], keep: Bool[ArrayLike, "*b h/p w/p"], *, patch_size: int
+    image: Float[ArrayLike, "*b h w c"],
+    keep: Bool[ArrayLike, "*b h//{patch_size} w//{patch_size}"],
+    *,
+    patch_size: int,
 ) -> Float[Array, "*b h w c"]:
     """Sets the pixels of the patches that are not kept to 0.
 
@@ -126,13 +129,13 @@ def mask_patches(
 
 
 @partial(jax.jit, static_argnames=("patch_size", "border", "quantize"))
-def _variance(image, *, patch_size, border, quantize):
-    def variance(one):
+def _variance(image: Array, *, patch_size: int, border: Border, quantize: bool) -> Array:
+    def variance(one: Array) -> Array:
         height, width, _ = one.shape
         grey = _grey_levels(one, quantize)
         tile = (patch_size, patch_size) if border == "patch" else (height, width)
         # On a CPU two thirds of the time of a variance over transposed blocks.
-        patches = _laplacian(grey, tile).reshape(
+        patches = laplacian(grey, tile).reshape(
             height // patch_size, patch_size, width // patch_size, patch_size
         )
         return jnp.var(patches, axis=(1, 3))
@@ -141,13 +144,13 @@ def _variance(image, *, patch_size, border, quantize):
 
 
 @partial(jax.jit, static_argnames="patch_size")
-def _mask(image, keep, *, patch_size):
+def _mask(image: Array, keep: Array, *, patch_size: int) -> Array:
     kept = jnp.repeat(jnp.repeat(keep, patch_size, axis=-2), patch_size, axis=-1)
     return jnp.where(kept[..., None], image, 0)
 
 
-def _grey_levels(image, quantize):
-    """One image's grey on the 0-255 scale, [h, w]; at least float32."""
+def _grey_levels(image: Float[Array, "h w 3"], quantize: bool) -> Float[Array, "h w"]:
+    """Grey on the 0-255 scale, at least float32."""
     image = image.astype(jnp.promote_types(image.dtype, jnp.float32))
     red, green, blue = (WHITE * image[..., channel] for channel in range(3))
     if not quantize:
@@ -156,19 +159,19 @@ def _grey_levels(image, quantize):
     return jnp.floor((scaled + ONE_15_BIT / 2) / ONE_15_BIT)
 
 
-def _laplacian(grey, tile):
+def laplacian(grey: Float[Array, "h w"], tile: tuple[int, ...]) -> Float[Array, "h w"]:
     """Sum of the four neighbours less four times the pixel; each tile's border is mirrored."""
     return _neighbours(grey, 0, tile[0]) + _neighbours(grey, 1, tile[1]) - 4 * grey
 
 
-def _neighbours(grey, axis, tile):
-    """The pixel before plus the one after; at a tile's edge the inner one stands for the outer."""
+def _neighbours(grey: Array, axis: int, tile: int) -> Array:
+    """The pixel before plus the one after; at a tile's edge the inner neighbour counts twice."""
     before, after = _shift(grey, axis, 1), _shift(grey, axis, -1)
     place = lax.broadcasted_iota(jnp.int32, grey.shape, axis) % tile
     return jnp.where(place == 0, after, before) + jnp.where(place == tile - 1, before, after)
 
 
-def _shift(grey, axis, steps):
+def _shift(grey: Array, axis: int, steps: int) -> Array:
     # A pad by (1, -1) shifts, and XLA computes it where it is read: jnp.roll took a third longer.
     padding = [(0, 0, 0), (0, 0, 0)]
     padding[axis] = (steps, -steps, 0)

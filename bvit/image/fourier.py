@@ -1,4 +1,4 @@
-"""Convolution with any kernel, by the Fourier transform: its time hardly depends on the kernel.
+"""Convolution of images with any kernel, by the Fourier transform, in the same time for all sizes.
 
 A 31×31 kernel of its own for each 224×224 RGB image takes about 1 ms on one CPU core, a fifth of
 the time of adding up shifted images; XLA's depthwise convolution takes 15 ms for 11×11 already.
@@ -18,9 +18,9 @@ FAST_FACTORS = (2, 3, 5)
 
 
 def convolve(
-    image: Float[ArrayLike, "*b h w c"], kernel: Float[ArrayLike, "*k s s"]
+    image: Float[ArrayLike, "*b h w c"], kernel: Float[ArrayLike, "*#b s s"]
 ) -> Float[Array, "*b h w c"]:
-    """Convolves each image with a kernel: the picture of a point is the kernel itself.
+    """Convolves each image with a kernel: a single white pixel becomes the kernel itself.
 
     The border is mirrored without repeating the edge pixel (cv2.BORDER_REFLECT_101). In float32 at
     least, exact to a few units of rounding (1e-6 of white).
@@ -43,7 +43,7 @@ def convolve(
 
 
 def check_kernel(kernel: ArrayLike, shape: tuple[int, ...]) -> None:
-    """Raises ValueError if these are no kernels for images of that shape [*b, h, w, c]."""
+    """Raises ValueError unless these are kernels for images of that shape [*b, h, w, c]."""
     *batch, rows, columns = np.shape(kernel) if np.ndim(kernel) >= 2 else (0, 1)
     if rows != columns or tuple(batch) not in ((), tuple(shape[:-3])):
         raise ValueError(
@@ -58,7 +58,7 @@ def check_kernel(kernel: ArrayLike, shape: tuple[int, ...]) -> None:
 
 
 @jax.jit
-def _convolve(image, kernel):
+def _convolve(image: Array, kernel: Array) -> Array:
     return map_images(convolve_one, image, one_each(kernel, image))
 
 

@@ -1,4 +1,4 @@
-"""Glass blur: frosted glass, through which each point is seen somewhere near where it is."""
+"""Glass blur: as through frosted glass, each point appears somewhere near its place."""
 
 from functools import partial
 
@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, ArrayLike, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Float, Int, Key, Real
 
-from bvit.image.batching import image_keys, map_images
+from bvit.image.batching import Keys, image_keys, map_images
 from bvit.image.checks import check_kernel_size, check_range, check_strength
 from bvit.image.draws import split_each, uniform_each
 from bvit.image.pixels import check_image
@@ -16,15 +16,15 @@ from bvit.image.separable import filter_both_axes, half_gaussian
 
 
 def glass_blur(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Float[ArrayLike, "*b h w c"],
-    sigma: float | Float[ArrayLike, "*b"],
+    sigma: Real[ArrayLike, "*#b"],
     *,
     max_shift: int = 2,
     rounds: int = 2,
     kernel_size: int = 11,
 ) -> Float[Array, "*b h w c"]:
-    """A Gaussian blur, then pixels that take the place of others nearby, then the blur again.
+    """A Gaussian blur, then pixels replaced by others nearby, then the blur again.
 
     The pixels move as in ImageNet-C (Hendrycks and Dietterich 2019), whose loop goes from the last
     pixel to the first: each takes the present value of one up to max_shift away, drawn at random.
@@ -49,18 +49,12 @@ def glass_blur(
     """
     batch = _check(image, max_shift, rounds, kernel_size)
     check_strength("sigma", sigma, batch)
-    return _glass(
-        image_keys(key, batch),
-        image,
-        sigma,
-        max_shift=max_shift,
-        rounds=rounds,
-        kernel_size=kernel_size,
-    )
+    keys = image_keys(key, batch)
+    return _glass(keys, image, sigma, max_shift=max_shift, rounds=rounds, kernel_size=kernel_size)
 
 
 def random_glass_blur(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Float[ArrayLike, "*b h w c"],
     *,
     sigma_range: tuple[float, float] = (0.7, 1.5),
@@ -98,7 +92,7 @@ def random_glass_blur(
 def move_pixels(
     key: Key[Array, ""], image: Float[Array, "h w c"], *, max_shift: int, rounds: int
 ) -> Float[Array, "h w c"]:
-    """Lets the pixels of one image take the place of others nearby, as in `glass_blur`."""
+    """Replaces the pixels of one image by others nearby, as in `glass_blur`."""
     shape = image.shape[:2]
     shifts = jax.random.randint(key, (rounds, *shape, 2), -max_shift, max_shift)
     source = jnp.arange(shape[0] * shape[1])
@@ -128,13 +122,13 @@ def pixel_sources(shift: Int[Array, "h w 2"], max_shift: int) -> Int[Array, " h*
     count = height * width
     table = jnp.where(has_moved, read, count + read).ravel()
 
-    def follow(table):
+    def follow(table: Array) -> Array:
         return jnp.where(table < count, table[jnp.minimum(table, count - 1)], table)
 
     return lax.while_loop(lambda table: (table < count).any(), follow, table) - count
 
 
-def _check(image, max_shift, rounds, kernel_size):
+def _check(image: ArrayLike, max_shift: int, rounds: int, kernel_size: int) -> tuple[int, ...]:
     check_image(image)
     check_kernel_size(kernel_size, np.shape(image))
     for name, value in (("max_shift", max_shift), ("rounds", rounds)):
@@ -144,8 +138,10 @@ def _check(image, max_shift, rounds, kernel_size):
 
 
 @partial(jax.jit, static_argnames=("max_shift", "rounds", "kernel_size"))
-def _glass(keys, image, sigma, *, max_shift, rounds, kernel_size):
-    def blur(one, key, sigma):
+def _glass(
+    keys: Array, image: Array, sigma: ArrayLike, *, max_shift: int, rounds: int, kernel_size: int
+) -> Array:
+    def blur(one: Array, key: Array, sigma: Array) -> Array:
         taps = half_gaussian(sigma, kernel_size // 2)
         moved = move_pixels(key, filter_both_axes(one, taps), max_shift=max_shift, rounds=rounds)
         return jnp.where(sigma > 0, filter_both_axes(moved, taps), one)

@@ -1,4 +1,4 @@
-"""The picture that a blurred camera takes of a point: kernels of any parameters, one an image.
+"""Point spread functions: what a camera makes of a point of light, one kernel for each image.
 
 Each takes numbers or arrays of them (floating or integer, [*b]) and gives float32 kernels
 [*b, k, k] of sum 1, whose centre of gravity is the centre, differentiable by their parameters. At
@@ -8,8 +8,9 @@ strength 0 they are a single pixel. Angles are in degrees, counterclockwise from
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Key, Real
 
+from bvit.image.batching import vmap_batch
 from bvit.image.checks import check_odd
 from bvit.image.separable import NARROWEST_SIGMA
 
@@ -23,12 +24,12 @@ SHAKE_UNREST = 2.0
 
 
 def gaussian_kernel(
-    sigma_along: Float[ArrayLike, "*b"],
-    sigma_across: Float[ArrayLike, "*b"] | None = None,
-    angle: Float[ArrayLike, "*b"] = 0.0,
+    sigma_along: Real[ArrayLike, "*#b"],
+    sigma_across: Real[ArrayLike, "*#b"] | None = None,
+    angle: Real[ArrayLike, "*#b"] = 0.0,
     *,
     kernel_size: int = 19,
-) -> Float[Array, "*b k k"]:
+) -> Float[Array, "*b {kernel_size} {kernel_size}"]:
     """A Gaussian of one width along an angle and another across it, sampled at the pixels.
 
     Args:
@@ -50,8 +51,10 @@ def gaussian_kernel(
     return _normalized(jnp.exp(-0.5 * (u * u + v * v)))
 
 
-def disk_kernel(radius: Float[ArrayLike, "*b"], *, kernel_size: int = 21) -> Float[Array, "*b k k"]:
-    """A disk, which an open aperture makes of a point out of focus, with an anti-aliased edge.
+def disk_kernel(
+    radius: Real[ArrayLike, "*#b"], *, kernel_size: int = 21
+) -> Float[Array, "*b {kernel_size} {kernel_size}"]:
+    """A disk with an anti-aliased edge: what an open aperture makes of a point out of focus.
 
     A pixel at distance d of the centre weighs radius + 1/2 - d, within 0 and 1.
 
@@ -69,12 +72,12 @@ def disk_kernel(radius: Float[ArrayLike, "*b"], *, kernel_size: int = 21) -> Flo
 
 
 def motion_kernel(
-    length: Float[ArrayLike, "*b"],
-    angle: Float[ArrayLike, "*b"] = 0.0,
-    bend: Float[ArrayLike, "*b"] = 0.0,
+    length: Real[ArrayLike, "*#b"],
+    angle: Real[ArrayLike, "*#b"] = 0.0,
+    bend: Real[ArrayLike, "*#b"] = 0.0,
     *,
     kernel_size: int = 31,
-) -> Float[Array, "*b k k"]:
+) -> Float[Array, "*b {kernel_size} {kernel_size}"]:
     """The path of a camera that moves evenly along a straight line, or along an arc of a circle.
 
     Args:
@@ -98,12 +101,12 @@ def motion_kernel(
 
 
 def shake_kernel(
-    key: Key[Array, "*b"], length: Float[ArrayLike, "*b"], *, kernel_size: int = 31
-) -> Float[Array, "*b k k"]:
+    key: Key[Array, "*b"], length: Real[ArrayLike, "*#b"], *, kernel_size: int = 31
+) -> Float[Array, "*b {kernel_size} {kernel_size}"]:
     """The path of a hand-held camera: it drifts, and its velocity does a random walk.
 
-    Boracchi and Foi 2012, "Modeling the performance of image restoration from motion blur", draw
-    paths alike, of more parameters.
+    Similar to Boracchi and Foi 2012, "Modeling the performance of image restoration from motion
+    blur", with fewer parameters.
 
     Args:
       key: PRNG keys (typed), one for each kernel.
@@ -113,14 +116,14 @@ def shake_kernel(
     Raises:
       ValueError: an even kernel.
     """
-    walk = _unit_walk
-    for _ in key.shape:
-        walk = jax.vmap(walk)
-    return path_kernel(_floats(length)[..., None, None] * walk(key), kernel_size=kernel_size)
+    walk = vmap_batch(_unit_walk, key.shape)(key)
+    return path_kernel(_floats(length)[..., None, None] * walk, kernel_size=kernel_size)
 
 
-def path_kernel(path: Float[ArrayLike, "*b n 2"], *, kernel_size: int) -> Float[Array, "*b k k"]:
-    """What a camera that moves along a path, as long at each of its points, makes of a point.
+def path_kernel(
+    path: Float[ArrayLike, "*b n 2"], *, kernel_size: int
+) -> Float[Array, "*b {kernel_size} {kernel_size}"]:
+    """What a camera makes of a point while it moves along a path, for the same time at each step.
 
     Each point is spread over the four pixels around it, as in linear interpolation. The path is
     moved so that its mean is the centre; what leaves the kernel is cut off.
@@ -133,15 +136,15 @@ def path_kernel(path: Float[ArrayLike, "*b n 2"], *, kernel_size: int) -> Float[
       ValueError: an even kernel.
     """
     check_odd(kernel_size)
-    path = _floats(path)
-    path = path - path.mean(-2, keepdims=True)
+    points = _floats(path)
+    points = points - points.mean(-2, keepdims=True)
     place = np.arange(kernel_size, dtype=np.float32) - kernel_size // 2
-    row, column = (jnp.maximum(1 - jnp.abs(path[..., i, None] - place), 0) for i in (0, 1))
+    row, column = (jnp.maximum(1 - jnp.abs(points[..., i, None] - place), 0) for i in (0, 1))
     highest = jax.lax.Precision.HIGHEST
     return _normalized(jnp.einsum("...pi,...pj->...ij", row, column, precision=highest))
 
 
-def _unit_walk(key):
+def _unit_walk(key: Array) -> Float[Array, "points 2"]:
     """A path of length 1, [PATH_POINTS, 2]."""
     start_key, change_key = jax.random.split(key)
     start = jax.random.normal(start_key, (2,), jnp.float32)
@@ -150,16 +153,16 @@ def _unit_walk(key):
     return jnp.cumsum(velocity, axis=0) / jnp.linalg.norm(velocity, axis=-1).sum()
 
 
-def _offsets(kernel_size):
+def _offsets(kernel_size: int) -> tuple[np.ndarray, np.ndarray]:
     """How far up and how far to the right of the centre each pixel is: [k, 1] and [1, k]."""
     right = np.arange(kernel_size, dtype=np.float32) - kernel_size // 2
     return -right[:, None], right[None]
 
 
-def _normalized(kernel):
+def _normalized(kernel: Array) -> Array:
     return kernel / kernel.sum((-2, -1), keepdims=True)
 
 
-def _floats(x):
+def _floats(x: ArrayLike) -> Array:
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

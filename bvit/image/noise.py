@@ -1,23 +1,23 @@
-"""What a sensor adds to a blurred picture: noise, clipping, and 8 bits."""
+"""What a sensor adds to a blurred image: noise, clipping, and 8 bits."""
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Real
 
-from bvit.image.batching import image_keys, map_images
+from bvit.image.batching import Keys, image_keys, map_images
 from bvit.image.checks import check_strength
 from bvit.image.pixels import check_image
 
 
 def sensor_noise(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Float[ArrayLike, "*b h w c"],
     *,
-    read: float | Float[ArrayLike, "*b"] = 0.01,
-    shot: float | Float[ArrayLike, "*b"] = 0.01,
+    read: Real[ArrayLike, "*#b"] = 0.01,
+    shot: Real[ArrayLike, "*#b"] = 0.01,
     bits: int | None = 8,
 ) -> Float[Array, "*b h w c"]:
     """Adds a sensor's noise to each image, clips it, and rounds it to so many bits.
@@ -31,8 +31,8 @@ def sensor_noise(
       image: grey or RGB in [0, 1], any leading batch axes.
       read: standard deviation in the dark, >= 0: one for all images, or one each. 0.01 is 2.55 of
         255 grey levels.
-      shot: that which light adds at white, >= 0.
-      bits: for each value: rounds to multiples of 1 / (2^bits - 1), with a gradient of 0. None
+      shot: standard deviation that light adds at white, >= 0.
+      bits: of each value: rounds to multiples of 1 / (2^bits - 1), with a gradient of 0. None
         leaves values as they are, unclipped too; static.
 
     Returns:
@@ -58,8 +58,8 @@ def round_to_bits(x: Float[Array, "..."], bits: int) -> Float[Array, "..."]:
 
 
 @partial(jax.jit, static_argnames="bits")
-def _noise(keys, image, read, shot, *, bits):
-    def expose(one, key, read, shot):
+def _noise(keys: Array, image: Array, read: Array, shot: Array, *, bits: int | None) -> Array:
+    def expose(one: Array, key: Array, read: Array, shot: Array) -> Array:
         dtype = jnp.promote_types(one.dtype, jnp.float32)
         x = one.astype(dtype)
         read, shot = read.astype(dtype), shot.astype(dtype)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 
 def check_patch_size(image_shape: tuple[int, int], patch_size: int) -> None:
@@ -39,18 +39,20 @@ def patchify(image: Float[Array, "*b h w c"], patch_size: int) -> Float[Array, "
     return grid.swapaxes(-4, -3).reshape(*batch, rows * columns, patch_size**2 * channels)
 
 
-def block_values(x: Float[Array, "*b h w"], side: int) -> Float[Array, "*b h/side w/side values"]:
-    """The values of each block of side×side; rows and columns that fill no block are left out."""
+def block_values(
+    x: Shaped[Array, "*b h w"], side: int
+) -> Shaped[Array, "*b h//{side} w//{side} values"]:
+    """The values of each block of side×side; rows and columns that fill no block are dropped."""
     *batch, height, width = x.shape
     rows, columns = height // side, width // side
     x = x[..., : rows * side, : columns * side].reshape(*batch, rows, side, columns, side)
     return x.swapaxes(-3, -2).reshape(*batch, rows, columns, side**2)
 
 
-def halve(image: Float[Array, "*b h w c"]) -> Float[Array, "*b h/2 w/2 c"]:
-    """Averages blocks of 2×2 pixels; an odd last row or column is left out."""
+def halve(image: Float[Array, "*b h w c"]) -> Float[Array, "*b h//2 w//2 c"]:
+    """Averages blocks of 2×2 pixels; an odd last row or column is dropped."""
     height, width = (side // 2 * 2 for side in image.shape[-3:-1])
     even = image[..., :height, :width, :]
     # Four strided slices: on a CPU half the time of a reshape and a mean over two axes.
-    corners = [even[..., i::2, j::2, :] for i in (0, 1) for j in (0, 1)]
-    return sum(corners) / 4
+    a, b, c, d = (even[..., i::2, j::2, :] for i in (0, 1) for j in (0, 1))
+    return (a + b + c + d) / 4

@@ -1,4 +1,4 @@
-"""What a picture is in bvit, and the few conversions at its border.
+"""The images that bvit takes, and the conversions from and to them.
 
 Pixels are float in [0, 1], channels last, RGB, with any leading batch axes: [*b, h, w, c].
 """
@@ -21,7 +21,7 @@ GREY_OR_RGB = (1, 3)
 
 
 def check_image(image: ArrayLike, name: str = "image", channels: int | None = None) -> None:
-    """Raises if an array is not an image as bvit wants it; looks at dtype and shape alone.
+    """Raises if an array is not an image as bvit wants it; checks dtype and shape alone.
 
     Args:
       image: what should be [*b, h, w, c], float. Traced values are fine.
@@ -30,7 +30,7 @@ def check_image(image: ArrayLike, name: str = "image", channels: int | None = No
 
     Raises:
       ValueError: it is not floating point, has no axes for height, width and channels, or has
-        other channels than were asked for.
+        other channels than wanted.
     """
     dtype, shape = jnp.result_type(image), np.shape(image)
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -41,7 +41,7 @@ def check_image(image: ArrayLike, name: str = "image", channels: int | None = No
     if len(shape) < 3:
         raise ValueError(
             f"{name} must be [*batch, height, width, channels]: got shape {shape}; "
-            f"give a grey picture its channel with {name}[..., None]."
+            f"give a grey image its channel with {name}[..., None]."
         )
     wanted = GREY_OR_RGB if channels is None else (channels,)
     if shape[-1] not in wanted:
@@ -60,7 +60,7 @@ def _channel_fix(name: str, shape: tuple[int, ...], wanted: Sequence[int]) -> st
         return f"move the channels last with jnp.moveaxis({name}, -3, -1)."
     if shape[-1] == 4:
         return f"drop the alpha channel with {name}[..., :3]."
-    return f"a batch of grey pictures needs a channel axis: {name}[..., None]."
+    return f"a batch of grey images needs a channel axis: {name}[..., None]."
 
 
 def to_float(image: UInt8[ArrayLike, "*b h w c"]) -> Float[Array, "*b h w c"]:

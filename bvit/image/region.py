@@ -1,4 +1,4 @@
-"""Random regions of an image: a few smooth shapes, as things that lie out of focus have."""
+"""Random regions of an image: a few smooth shapes, like objects that are out of focus."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
-from bvit.image.batching import image_keys
+from bvit.image.batching import Keys, image_keys, vmap_batch
 from bvit.image.checks import check_range
 from bvit.image.draws import split_each, uniform_each
 
@@ -16,13 +16,13 @@ from bvit.image.draws import split_each, uniform_each
 # blobs an image, about the size of the objects in a photograph.
 REGION_NOISE_POINTS = 6
 
-# Halvings of the interval in which the region's threshold is sought: the values of the noise are
-# then told apart finely enough to hit the drawn area to within about a pixel in 512 x 512.
+# Halvings of the interval in which the region's threshold is sought: enough to hit the drawn area
+# within about a pixel in 512 x 512.
 AREA_BISECTIONS = 20
 
 
 def region_mask(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Float[ArrayLike, "*b h w c"],
     *,
     area_range: tuple[float, float] = (0.3, 0.7),
@@ -50,28 +50,25 @@ def region_mask(
 
 
 @partial(jax.jit, static_argnames="shape")
-def _regions(keys, area, *, shape):
-    region = partial(smooth_region, shape=shape)
-    for _ in keys.shape:
-        region = jax.vmap(region)
-    return region(keys, area)
+def _regions(keys: Array, area: Array, *, shape: tuple[int, ...]) -> Array:
+    return vmap_batch(partial(smooth_region, shape=shape), keys.shape)(keys, area)
 
 
-def smooth_noise(key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "h w"]:
+def smooth_noise(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "h w"]:
     """Noise of a handful of blobs, for one image of that shape."""
     noise = jax.random.normal(key, (REGION_NOISE_POINTS, REGION_NOISE_POINTS), jnp.float32)
     return jax.image.resize(noise, shape, method="cubic")
 
 
 def smooth_region(
-    key: Key[Array, ""], area: Float[Array, ""], shape: tuple[int, int]
+    key: Key[Array, ""], area: Float[Array, ""], shape: tuple[int, ...]
 ) -> Bool[Array, "h w"]:
     """True where smooth noise is highest, over `area` (a share) of one image of that shape."""
     noise = smooth_noise(key, shape)
     wanted = jnp.round(area * noise.size).astype(jnp.int32)
 
     # Bisection, since sorting every pixel takes ten times as long as blurring them.
-    def halve(_, bounds):
+    def halve(_: ArrayLike, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = (low + high) / 2
         too_many = jnp.sum(noise > middle, dtype=jnp.int32) > wanted

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 NARROWEST_SIGMA = 0.02
 
 
-def half_gaussian(sigma: Float[Array, "*p"], radius: int) -> Float[Array, "*p r+1"]:
+def half_gaussian(sigma: Float[Array, "*p"], radius: int) -> Float[Array, "*p {radius}+1"]:
     """Weights of the taps at 0, 1 .. radius; with their mirror images at -1 .. -radius, sum 1."""
     distance = jnp.arange(radius + 1, dtype=sigma.dtype)
     weights = jnp.exp(-0.5 * jnp.square(distance / jnp.maximum(sigma, NARROWEST_SIGMA)[..., None]))
@@ -17,7 +17,7 @@ def half_gaussian(sigma: Float[Array, "*p"], radius: int) -> Float[Array, "*p r+
 
 
 def filter_both_axes(
-    image: Float[Array, "h w c"], taps: Float[Array, " r+1"], border: str = "reflect"
+    image: Float[Array, "h w c"], taps: Float[Array, " taps"], border: str = "reflect"
 ) -> Float[Array, "h w c"]:
     """Filters one image along both axes.
 
@@ -36,19 +36,19 @@ def filter_both_axes(
     height, width, channels = image.shape
     radius = taps.size - 1
     rows = jnp.pad(image.astype(taps.dtype), [(radius, radius), (0, 0), (0, 0)], mode=border)
-    rows = _convolve(rows.reshape(-1, width * channels), taps, axis=0, stride=1)
+    rows = _filter_axis(rows.reshape(-1, width * channels), taps, axis=0, stride=1)
     columns = rows.reshape(image.shape)
     columns = jnp.pad(columns, [(0, 0), (radius, radius), (0, 0)], mode=border)
-    columns = _convolve(columns.reshape(height, -1), taps, axis=1, stride=channels)
+    columns = _filter_axis(columns.reshape(height, -1), taps, axis=1, stride=channels)
     return columns.reshape(image.shape).astype(image.dtype)
 
 
-def _convolve(padded, taps, *, axis, stride):
+def _filter_axis(padded: Array, taps: Array, *, axis: int, stride: int) -> Array:
     """Valid convolution along an axis; taps that mirror each other share a multiplication."""
     radius = taps.size - 1
     size = padded.shape[axis] - 2 * radius * stride
 
-    def shifted(steps):
+    def shifted(steps: int) -> Array:
         start = (radius + steps) * stride
         return lax.slice_in_dim(padded, start, start + size, axis=axis)
 

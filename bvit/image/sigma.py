@@ -1,4 +1,4 @@
-"""How blurred an image is, in pixels: the width of the Gaussian that its detail has lost."""
+"""How blurred an image is: the width in pixels of the Gaussian that took its detail."""
 
 from functools import partial
 
@@ -32,22 +32,22 @@ IMAGE_SHARE = 0.02
 # A flat image is given this gradient energy: far below the 1e-6 that rounding to 8 bits makes.
 LEAST_ENERGY = 1e-12
 
-# Side of the blocks in the quietest quarter of which the noise is measured.
+# Noise is measured in blocks of this side, in the quietest quarter of them.
 NOISE_BLOCK = 16
 
 
 def estimate_sigma(
     image: Float[ArrayLike, "*b h w 3"], *, patch_size: int | None = None
-) -> Float[Array, "*b"] | Float[Array, "*b h/p w/p"]:
+) -> Float[Array, "*b"] | Float[Array, "*b rows columns"]:
     """Estimates the sigma of the Gaussian that an image, or each patch of it, was blurred by.
 
-    By how much gradients fall when the image is blurred again: much where it was sharp, hardly
-    where it was blurred (Zhuo and Sim 2011, "Defocus map estimation from a single image", eq. 4;
-    they compare gradients at edges, here their energies are compared). The noise's share, measured
-    in the quietest quarter of the image, is taken off first. A flat patch gets its image's
-    estimate, and a flat image `MAX_SIGMA`.
+    Blurring an image again lowers its gradients much where it was sharp, and hardly where it was
+    blurred (Zhuo and Sim 2011, "Defocus map estimation from a single image", eq. 4, who compare
+    gradients at edges; this compares energies of gradients). The energy of the noise, measured in
+    the quietest quarter of the image, is subtracted first. A flat patch gets its image's estimate,
+    and a flat image `MAX_SIGMA`.
 
-    Medians and mean errors over 24 pictures of Imagenette's validation set (224×224), blurred and
+    Medians and mean errors over 24 images of Imagenette's validation set (224×224), blurred and
     then rounded to 8 bits; the constants were fitted to scikit-image's photographs, not to these:
 
     | true sigma              | 0          | 1          | 2          | 3          | 4          |
@@ -80,23 +80,23 @@ def estimate_sigma(
 
 
 @partial(jax.jit, static_argnames="patch_size")
-def _estimate(image, *, patch_size):
+def _estimate(image: Array, *, patch_size: int | None) -> Array:
     return map_images(partial(_estimate_one, patch_size=patch_size), image)
 
 
-def _estimate_one(image, *, patch_size):
+def _estimate_one(image: Array, *, patch_size: int | None) -> Array:
     grey = grayscale(image.astype(jnp.float32))
     noise = noise_variance(grey, min(NOISE_BLOCK, *grey.shape))
     near, far = (_energies(grey, noise, reblur, patch_size) for reblur in REBLURS)
     return _sigma_of_ratio(near / far)
 
 
-def _energies(grey, noise, reblur, patch_size):
+def _energies(grey: Array, noise: Array, reblur: float, patch_size: int | None) -> Array:
     """Gradient energy of the image blurred again, less that of noise; never 0."""
     taps = half_gaussian(jnp.float32(reblur), REBLUR_RADIUS)
     blurred = filter_both_axes(grey[..., None], taps)[..., 0]
-    energy = sum(jnp.square(_difference(blurred, axis)) for axis in (0, 1))
-    expected = noise * _noise_energy(np.asarray(reblur))
+    down, across = (jnp.square(_difference(blurred, axis)) for axis in (0, 1))
+    energy, expected = down + across, noise * _noise_energy(reblur)
     whole = jnp.maximum(energy.mean() - expected, LEAST_ENERGY)
     if patch_size is None:
         return whole
@@ -104,13 +104,13 @@ def _energies(grey, noise, reblur, patch_size):
     return patches + IMAGE_SHARE * whole
 
 
-def _difference(x, axis):
-    """From each pixel to the next; the last one's is that before it."""
+def _difference(x: Array, axis: int) -> Array:
+    """From each pixel to the next; the last difference is repeated."""
     padding = [(0, int(i == axis)) for i in (0, 1)]
     return jnp.pad(jnp.diff(x, axis=axis), padding, mode="edge")
 
 
-def _noise_energy(reblur):
+def _noise_energy(reblur: float) -> float:
     """The gradient energy that white noise of variance 1 has after the reblur."""
     place = np.arange(-REBLUR_RADIUS, REBLUR_RADIUS + 1)
     taps = np.exp(-0.5 * (place / reblur) ** 2)
@@ -119,7 +119,7 @@ def _noise_energy(reblur):
     return 4 * power * (power - neighbours)
 
 
-def _sigma_of_ratio(ratio):
+def _sigma_of_ratio(ratio: Array) -> Array:
     """Solves ratio = ((sigma² + SHARP² + far²) / (sigma² + SHARP² + near²))^DECAY."""
     near, far = REBLURS
     excess = jnp.maximum(jnp.maximum(ratio, 1) ** (1 / DECAY) - 1, 1e-6)

@@ -1,14 +1,15 @@
 """A Gaussian blur whose width differs from pixel to pixel, as the depth of a scene makes it."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Float
 
-from bvit.image.batching import image_keys, map_images
+from bvit.image.batching import Keys, image_keys, map_images, vmap_batch
 from bvit.image.checks import check_kernel_size, check_range
 from bvit.image.draws import split_each, uniform_each
 from bvit.image.pixels import check_image
@@ -18,15 +19,15 @@ from bvit.image.separable import half_gaussian
 
 def variable_gaussian_blur(
     image: Float[ArrayLike, "*b h w c"],
-    sigma_map: Float[ArrayLike, "*b h w"],
+    sigma_map: Float[ArrayLike, "*#b h w"],
     *,
     kernel_size: int = 19,
 ) -> Float[Array, "*b h w c"]:
     """Gives each pixel the value that `gaussian_blur` with its own sigma would give it.
 
-    Exact, with kernel_size² taps for each pixel (of which those at the same distances share a
-    multiplication). A pixel gathers from its surroundings, as in most renderers of depth of field;
-    light that a blurred point scatters over a sharp neighbour is not modelled.
+    Exact, with kernel_size² taps for each pixel; those at the same distance share a multiplication.
+    A pixel gathers from its surroundings, as in most renderers of depth of field; light that a
+    blurred point scatters over a sharp neighbour is not modelled.
 
     Args:
       image: grey or RGB in [0, 1], any leading batch axes; the border is mirrored without repeating
@@ -56,7 +57,7 @@ def variable_gaussian_blur(
 
 
 def random_variable_gaussian_blur(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Float[ArrayLike, "*b h w c"],
     *,
     sigma_range: tuple[float, float] = (0.0, 4.0),
@@ -92,20 +93,20 @@ def random_variable_gaussian_blur(
 
 
 @partial(jax.jit, static_argnames="kernel_size")
-def _variable(image, sigma_map, *, kernel_size):
+def _variable(image: Array, sigma_map: Array, *, kernel_size: int) -> Array:
     dtype = jnp.promote_types(image.dtype, jnp.float32)
     sigma_map = jnp.broadcast_to(sigma_map, image.shape[:-1]).astype(dtype)
     return map_images(partial(_variable_one, kernel_size=kernel_size), image, sigma_map)
 
 
-def _variable_one(image, sigma, *, kernel_size):
+def _variable_one(image: Array, sigma: Array, *, kernel_size: int) -> Array:
     height, width, _ = image.shape
     radius = kernel_size // 2
     taps = half_gaussian(sigma, radius)[..., None]
     margins = [(radius, radius), (radius, radius), (0, 0)]
     mirrored = jnp.pad(image.astype(sigma.dtype), margins, mode="reflect")
 
-    def add_rows(total, distance):
+    def add_rows(total: Array, distance: Array) -> tuple[Array, None]:
         """Adds the rows so far above and below, each blurred along the columns."""
         above, below = (
             lax.dynamic_slice_in_dim(mirrored, radius + d, height) for d in (-distance, distance)
@@ -124,12 +125,12 @@ def _variable_one(image, sigma, *, kernel_size):
 
 
 @partial(jax.jit, static_argnames="shape")
-def _random_maps(keys, blurred, sigma_range, *, shape):
-    def draw(key, blurred):
+def _random_maps(
+    keys: Array, blurred: Array, sigma_range: Sequence, *, shape: tuple[int, int]
+) -> Array:
+    def draw(key: Array, blurred: Array) -> Array:
         noise = smooth_noise(key, shape)
         share = (noise - noise.min()) / (noise.max() - noise.min())
         return blurred * (sigma_range[0] + share * (sigma_range[1] - sigma_range[0]))
 
-    for _ in keys.shape:
-        draw = jax.vmap(draw)
-    return draw(keys, blurred)
+    return vmap_batch(draw, keys.shape)(keys, blurred)

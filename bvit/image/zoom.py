@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Real
 
-from bvit.image.batching import map_images
+from bvit.image.batching import Keys, map_images
 from bvit.image.checks import check_range, check_strength
 from bvit.image.draws import uniform_each
 from bvit.image.pixels import check_image
@@ -19,7 +19,7 @@ STEPS = 16
 
 def zoom_blur(
     image: Float[ArrayLike, "*b h w c"],
-    amount: float | Float[ArrayLike, "*b"],
+    amount: Real[ArrayLike, "*#b"],
     *,
     steps: int = STEPS,
 ) -> Float[Array, "*b h w c"]:
@@ -28,7 +28,7 @@ def zoom_blur(
     Args:
       image: grey or RGB in [0, 1], any leading batch axes.
       amount: >= 0, by how much the largest magnification exceeds 1: one for all images, or one
-        each. 0 leaves an image exactly as it is. Near the border of a picture of side s, points
+        each. 0 leaves an image exactly as it is. Near the border of an image of side s, points
         move by up to amount / (1 + amount) * s / 2 pixels.
       steps: number of magnifications, evenly spaced, >= 2; static. Interpolation is linear.
 
@@ -44,7 +44,7 @@ def zoom_blur(
 
 
 def random_zoom_blur(
-    key: Key[Array, "*b"],
+    key: Keys,
     image: Float[ArrayLike, "*b h w c"],
     *,
     amount_range: tuple[float, float] = (0.05, 0.2),
@@ -64,8 +64,7 @@ def random_zoom_blur(
       Images of the shape and dtype of `image`.
 
     Raises:
-      ValueError: as `zoom_blur`; a reversed range; a probability outside [0, 1]; keys that are
-        neither one nor one for each image.
+      ValueError: as `zoom_blur` and `random_motion_blur`.
     """
     _check(image, steps)
     check_range("amount_range", amount_range)
@@ -80,7 +79,7 @@ def mean_resampled(
     dtype = jnp.promote_types(image.dtype, jnp.float32)
     exact = image.astype(dtype)
 
-    def add(total, grid):
+    def add(total: Array, grid: tuple[Array, Array]) -> tuple[Array, None]:
         return total + _read(_read(exact, grid[0], 0), grid[1], 1), None
 
     grids = (jnp.asarray(rows, dtype), jnp.asarray(columns, dtype))
@@ -88,15 +87,15 @@ def mean_resampled(
     return (total / len(grids[0])).astype(image.dtype)
 
 
-def _check(image, steps):
+def _check(image: ArrayLike, steps: int) -> None:
     check_image(image)
     if not isinstance(steps, (int, np.integer)) or steps < 2:
         raise ValueError(f"steps must be an integer >= 2: got {steps}; use for example {STEPS}.")
 
 
 @partial(jax.jit, static_argnames="steps")
-def _zoom(image, amount, *, steps):
-    def blur(one, amount):
+def _zoom(image: Array, amount: ArrayLike, *, steps: int) -> Array:
+    def blur(one: Array, amount: Array) -> Array:
         magnification = 1 + amount * np.linspace(0, 1, steps, dtype=np.float32)
         rows, columns = (_magnified(length, magnification) for length in one.shape[:2])
         return jnp.where(amount > 0, mean_resampled(one, rows, columns), one)
@@ -105,13 +104,13 @@ def _zoom(image, amount, *, steps):
     return map_images(blur, image, jnp.broadcast_to(amount, image.shape[:-3]))
 
 
-def _magnified(length, magnification):
+def _magnified(length: int, magnification: Float[Array, " n"]) -> Float[Array, "n {length}"]:
     """Where each pixel along a side comes from."""
     centre = (length - 1) / 2
-    return centre + (np.arange(length) - centre) / magnification[:, None]
+    return centre + (jnp.arange(length) - centre) / magnification[:, None]
 
 
-def _read(image, place, axis):
+def _read(image: Array, place: Array, axis: int) -> Array:
     last = image.shape[axis] - 1
     place = jnp.clip(place, 0, last)
     before = jnp.floor(place).astype(jnp.int32)

@@ -19,11 +19,11 @@ from jaxtyping import Array, Float
 Maps = Float[Array, "n h w c"]
 Kernel = Float[Array, "k k c d"]
 
-# What a piece of the batch puts into products and gets out of them, in values: more falls out of
-# the cache, and of less a product is too short. The fastest pieces of a ResNet-50's stages, of 2 to
-# 16 images, have about so many.
+# Values that go in and out of the products of one piece of the batch: more do not fit the cache,
+# and fewer make a product too short. The fastest pieces of a ResNet-50's stages, of 2 to 16 images,
+# have about this many.
 VALUES_AT_ONCE = 2**22
-# For fewer channels, in or out, the products are too narrow to be faster than XLA's convolution.
+# With fewer channels, in or out, the products are too narrow to beat XLA's convolution.
 LEAST_CHANNELS = 64
 # On smaller maps Winograd's kernels, 16/9 as large as plain ones, cost more than they save.
 LEAST_WINOGRAD_SIDE = 8
@@ -34,11 +34,11 @@ WINOGRAD_KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0,
 class _Geometry(NamedTuple):
     """Of a convolution, each down and across; `length` is the extent of the dilated kernel."""
 
-    strides: tuple[int, int]
-    padding: tuple[tuple[int, int], tuple[int, int]]
-    dilation: tuple[int, int]
-    length: tuple[int, int]
-    result: tuple[int, int]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    length: tuple[int, ...]
+    result: tuple[int, ...]
 
 
 def conv_general_dilated(
@@ -50,11 +50,11 @@ def conv_general_dilated(
     rhs_dilation: Sequence[int] = (1, 1),
     **options: Any,
 ) -> Float[Array, "n h2 w2 d"]:
-    """What lax.conv_general_dilated returns, up to rounding, and sooner on CPUs.
+    """The same as lax.conv_general_dilated up to rounding, and faster on CPUs.
 
     For channels-last maps and square kernels, as `flax.linen.Conv(conv_general_dilated=…)` calls
-    it. A batch is only taken in pieces where there is one device: a loop over a sharded
-    batch would gather it.
+    it. A batch is computed in pieces on one device alone: a loop over a sharded batch would gather
+    it.
 
     Args:
       x: feature maps.
@@ -62,9 +62,9 @@ def conv_general_dilated(
       strides: step of the kernel, down and across.
       padding: zeros above and below, left and right.
       rhs_dilation: step between the pixels under the kernel, down and across.
-      **options: what else lax.conv_general_dilated takes.
+      **options: other options of lax.conv_general_dilated.
     """
-    plain = partial(
+    plain: Callable[..., Array] = partial(
         lax.conv_general_dilated,
         window_strides=strides,
         padding=padding,
@@ -85,8 +85,8 @@ def conv_general_dilated(
 def _fastest_product(x: Maps, kernel: Kernel, of: _Geometry) -> Callable[..., Array] | None:
     """None is XLA's own convolution. Times: forward and backward of 32 maps, float32, 2 cores."""
     size, _, *channels = kernel.shape
-    # 1x1: 0.2 to 0.4 of XLA's time. On a map smaller than the kernel XLA lets the two change
-    # places, and has no fast code for what comes of it: 0.01 of its time on 2x2x512.
+    # 1x1: 0.2 to 0.4 of XLA's time. If a map is smaller than the kernel, XLA exchanges the two, and
+    # has no fast code for the result: 0.01 of its time on 2x2x512.
     if size == 1 or math.prod(of.result) < size * size:
         return _patches_product
     whole = jax.device_count() > 1 or not isinstance(x.shape[0], int) or x.shape[0] == 1
@@ -157,13 +157,13 @@ def _winograd_product(
         products = []
         for line, row in zip(across, kernels, strict=True):
             tiles = _tiles_in(*(line[:, :, i : i + columns, j] for i in (0, 1) for j in (0, 1)))
-            line = [
+            dots = [
                 jnp.dot(tile.reshape(-1, channels), matrix, precision=precision)
                 for tile, matrix in zip(tiles, row, strict=True)
             ]
-            products.append(_tiles_out(*line))
-        results = [_tiles_out(*column) for column in zip(*products, strict=True)]  # [across][down]
-        results = jnp.stack([jnp.stack(column) for column in results])
+            products.append(_tiles_out(*dots))
+        columns_out = [_tiles_out(*column) for column in zip(*products, strict=True)]
+        results = jnp.stack([jnp.stack(column) for column in columns_out])  # [across, down, …]
         results = results.reshape(2, 2, n, rows, columns, features)
         results = results.transpose(2, 3, 1, 4, 0, 5).reshape(n, 2 * rows, 2 * columns, features)
         return results[:, : geometry.result[0], : geometry.result[1]]
@@ -182,12 +182,12 @@ def _tiles_out(first: Array, second: Array, third: Array, fourth: Array) -> tupl
 def _by_pieces(
     function: Callable[[Maps], Array], x: Maps, values: int
 ) -> Float[Array, "n h2 w2 d"]:
-    """Applies `function` to a part of the batch after the other; gradients do all of it again.
+    """Applies `function` to one piece of the batch after another; gradients recompute it.
 
     Args:
       function: of feature maps.
       x: the batch.
-      values: that `function` handles for one image; 0 to have the batch whole.
+      values: that `function` handles for one image; 0 keeps the batch whole.
     """
     count = len(x)
     pieces = -(-count * values // VALUES_AT_ONCE) if values else 1

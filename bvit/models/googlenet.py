@@ -33,7 +33,7 @@ INCEPTION_WIDTHS = {
 # All of them are multiples of 8, so a network of another width needs a multiple of 64 / 8.
 PUBLISHED_WIDTH, WIDTH_UNIT = 64, 8
 
-# Max-pooling before a block: side of the window, which steps by 2 and may hang over the edge.
+# Max-pooling before a block: side of the window, of stride 2 in ceil mode.
 POOL_BEFORE = {"inception3a": 3, "inception4a": 3, "inception5a": 2}
 
 # The auxiliary heads (section 5 of the paper), and the blocks they follow.
@@ -53,10 +53,10 @@ class ConvNormRelu(nn.Module):
     """A convolution, batch norm and ReLU: torchvision's BasicConv2d.
 
     Attributes:
-      features: channels it gives.
+      features: channels of the result.
       kernel_size: side of the kernel.
       stride: step of the kernel.
-      dtype: what is computed in.
+      dtype: of the computation.
     """
 
     features: int
@@ -82,14 +82,14 @@ class ConvNormRelu(nn.Module):
 
 
 class Inception(nn.Module):
-    """Four branches over one feature map, their channels side by side (figure 2b of the paper).
+    """Four branches over one feature map, concatenated along channels (figure 2b of the paper).
 
     Attributes:
       widths: channels, in the order of `INCEPTION_WIDTHS`.
-      dtype: what is computed in.
+      dtype: of the computation.
     """
 
-    widths: tuple[int, int, int, int, int, int]
+    widths: tuple[int, ...]
     dtype: Dtype
 
     @nn.compact
@@ -111,14 +111,14 @@ class Inception(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """A small classifier on an early feature map, for the gradient it sends there in training.
+    """A small classifier on an early feature map, for its gradient there in training.
 
     Attributes:
       num_classes: how many logits.
       conv_width: channels of its 1x1 convolution.
       hidden: units of its hidden layer.
       dropout: rate after the hidden layer.
-      dtype: what is computed in.
+      dtype: of the computation.
     """
 
     num_classes: int
@@ -128,7 +128,9 @@ class AuxiliaryHead(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n num_classes"]:
+    def __call__(
+        self, x: Float[Array, "n h w c"], train: bool
+    ) -> Float[Array, "n {self.num_classes}"]:
         """Feature map to logits (float32)."""
         x = layers.adaptive_avg_pool(x, AUX_POOLED_SIZE)
         x = layers.flatten(
@@ -153,7 +155,7 @@ class GoogLeNet(nn.Module):
         published weights, ported from TensorFlow, want it.
       dropout: rate before the last layer.
       aux_dropout: rate in the auxiliary heads.
-      dtype: what is computed in; parameters, batch statistics and logits stay float32.
+      dtype: of the computation; parameters, batch statistics and logits stay float32.
     """
 
     num_classes: int = 1000
@@ -173,7 +175,7 @@ class GoogLeNet(nn.Module):
     @nn.compact
     def __call__(
         self, images: Float[Array, "n h w 3"], train: bool = False
-    ) -> Float[Array, "n num_classes"]:
+    ) -> Float[Array, "n {self.num_classes}"]:
         """Images, normalised, to logits (float32).
 
         Args:
@@ -206,7 +208,7 @@ class GoogLeNet(nn.Module):
         return conv(self._scaled(192), 3, name="conv3")(x, train)
 
     def _sow_auxiliary_logits(self, x, name, train):
-        # Initialising makes the heads' parameters in either mode, but sows nothing.
+        # Initialisation makes the heads' parameters in either mode, but sows nothing.
         if not self.aux_heads or not (train or self.is_initializing()):
             return
         logits = AuxiliaryHead(

@@ -116,7 +116,7 @@ def linear(
     fan_in: int,
     kernel_init: Initializer = linear_kernel_init,
     dtype: Dtype,
-    name: str,
+    name: str | None = None,
 ) -> nn.Dense:
     """A dense layer whose bias starts as torch.nn.Linear's does, uniform in +-1/sqrt(fan_in)."""
     bound = 1 / math.sqrt(fan_in)
@@ -145,7 +145,7 @@ def max_pool(
       window: side of the window.
       stride: step between windows.
       padding: rows and columns of -inf on each side.
-      ceil_mode: keep a last window that hangs over the far edge, if it starts inside.
+      ceil_mode: keep a last window that reaches past the far edge, if it starts inside.
 
     Raises:
       ValueError: the map is too small for one window.
@@ -173,7 +173,7 @@ def _pool_padding(
     span = size + 2 * padding - window
     if span < 0:
         raise ValueError(
-            f"the images are too small for this network: a {window}x{window} max-pool met a "
+            f"the images are too small for this network: a {window}x{window} max-pool got a "
             f"feature map of side {size}; use larger images."
         )
     if not ceil_mode:
@@ -184,7 +184,7 @@ def _pool_padding(
     return padding, max(0, last_start + window - size - padding)
 
 
-def adaptive_avg_pool(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n s s c"]:
+def adaptive_avg_pool(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n {size} {size} c"]:
     """Means over a size x size grid of windows that cover the map, as torch.nn.AdaptiveAvgPool2d.
 
     Window i spans floor(i n / size) to ceil((i + 1) n / size) of n: windows overlap where size
@@ -194,8 +194,8 @@ def adaptive_avg_pool(x: Float[Array, "n h w c"], size: int) -> Float[Array, "n 
     return jnp.einsum("nhwc,ih,jw->nijc", x, rows, columns, precision="highest")
 
 
-def _window_means(size: int, windows: int) -> np.ndarray:
-    """[windows, size]: row i averages window i of a line of `size` pixels."""
+def _window_means(size: int, windows: int) -> Float[np.ndarray, "{windows} {size}"]:
+    """Row i averages window i of a line of `size` pixels."""
     means = np.zeros((windows, size))
     for i in range(windows):
         start, stop = i * size // windows, -(-(i + 1) * size // windows)
@@ -203,6 +203,6 @@ def _window_means(size: int, windows: int) -> np.ndarray:
     return means
 
 
-def flatten(x: Float[Array, "n h w c"]) -> Float[Array, "n chw"]:
+def flatten(x: Float[Array, "n h w c"]) -> Float[Array, "n c*h*w"]:
     """The map as one vector an image, channels first: the order published weights expect."""
     return jnp.moveaxis(x, -1, 1).reshape(x.shape[0], -1)

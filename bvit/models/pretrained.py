@@ -1,4 +1,4 @@
-"""Published weights as variables of bvit's models: every array lands, every parameter is filled."""
+"""Published weights as variables of bvit's models: every array is used, every parameter filled."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ from bvit.models.weight_files import read, resolve
 
 __all__ = ["convert", "load", "read", "resolve"]
 
-# Which modules are the head: what depends on the number of classes.
+# The modules of the head, which depends on the number of classes.
 HEADS: dict[type[nn.Module], tuple[str, ...]] = {
     ResNet: ("fc",),
     VGG: ("classifier_6",),
@@ -132,7 +132,7 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _draw(model: nn.Module, seed: int, paths: list[str]) -> dict[str, np.ndarray]:
-    """Initial values of some of the variables; under jit, nothing is computed of the others."""
+    """Initial values of some of the variables; jit drops the computation of the others."""
 
     @jax.jit
     def draw(key):
@@ -145,7 +145,7 @@ def _draw(model: nn.Module, seed: int, paths: list[str]) -> dict[str, np.ndarray
 def _fitted_to_vit(
     published: Published, model: VisionTransformer, wanted: dict[str, tuple[int, ...]]
 ) -> Published:
-    """Resamples embeddings, and parts the attention heads, which PyTorch keeps on one axis."""
+    """Resamples embeddings, and splits the axis on which PyTorch keeps all attention heads."""
     fitted = dict(published)
     for path, (source, array) in published.items():
         shape = wanted.get(path, array.shape)
@@ -166,7 +166,7 @@ def _new_parts(
     wanted: dict[str, tuple[int, ...]],
     replace_head: bool,
 ) -> tuple[str, ...]:
-    """Modules and parameters of which the published arrays are left out, and new ones drawn."""
+    """Modules and parameters that are drawn anew, without their published arrays."""
     parts = HEADS[type(model)] if replace_head else ()
     for part in OPTIONAL.get(type(model), ()):
         sides = (any(_lies_in(path, (part,)) for path in side) for side in (published, wanted))

@@ -16,8 +16,8 @@ def resample_positions(
 
     Args:
       positions: one embedding for each prefix token, if it has any, then the patches in raster
-        order. Where the prefix tokens have none they get zeros, which adds the same: nothing.
-      grid: rows and columns of patches it is wanted for.
+        order. Prefix tokens without one get zeros, which add nothing.
+      grid: rows and columns of patches of the result.
       prefix: tokens before the patches (1 where there is a class token).
 
     Raises:
@@ -34,10 +34,10 @@ def resample_positions(
             f"{count} positions, which are not {prefix} more than a square."
         )
     patches = positions[:, own_prefix:].reshape(1, side, side, width).astype(np.float32)
-    patches = jax.image.resize(patches, (1, *grid, width), "cubic", antialias=True)
+    resized = jax.image.resize(patches, (1, *grid, width), "cubic", antialias=True)
     before = positions[:, :own_prefix] if own_prefix else np.zeros((1, prefix, width))
-    patches = np.asarray(patches).reshape(1, -1, width)
-    return np.concatenate([before, patches], axis=1, dtype=np.float32)
+    after = np.asarray(resized).reshape(1, -1, width)
+    return np.concatenate([before, after], axis=1, dtype=np.float32)
 
 
 def resample_patch_kernel(

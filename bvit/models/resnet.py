@@ -19,15 +19,15 @@ from bvit.models import layers
 STEMS = ("imagenet", "small")
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut: the block of ResNet-18 and -34.
+class Block(nn.Module):
+    """The attributes of both kinds of block.
 
     Attributes:
-      width: channels, in and out.
-      stride: step of the first convolution and of the shortcut.
-      dilation: of both convolutions.
+      width: channels of the 3x3 convolutions; the result has `expansion` times as many.
+      stride: of the first 3x3 convolution and of the shortcut.
+      dilation: of the 3x3 convolutions.
       zero_init_residual: start as the identity.
-      dtype: what is computed in.
+      dtype: of the computation.
     """
 
     width: int
@@ -36,6 +36,10 @@ class BasicBlock(nn.Module):
     zero_init_residual: bool
     dtype: Dtype
     expansion: ClassVar[int] = 1
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions around a shortcut: the block of ResNet-18 and -34."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 c2"]:
@@ -49,22 +53,9 @@ class BasicBlock(nn.Module):
         return nn.relu(y + _shortcut(x, y.shape, self.stride, conv, norm))
 
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions around a shortcut: the block of ResNet-50 and deeper.
+class Bottleneck(Block):
+    """1x1, 3x3 and 1x1 convolutions around a shortcut: the block of ResNet-50 and deeper."""
 
-    Attributes:
-      width: channels of the 3x3 convolution; the block gives four times as many.
-      stride: step of the 3x3 convolution and of the shortcut.
-      dilation: of the 3x3 convolution.
-      zero_init_residual: start as the identity.
-      dtype: what is computed in.
-    """
-
-    width: int
-    stride: int
-    dilation: int
-    zero_init_residual: bool
-    dtype: Dtype
     expansion: ClassVar[int] = 4
 
     @nn.compact
@@ -99,17 +90,17 @@ class ResNet(nn.Module):
       depths: blocks in each stage.
       num_classes: how many logits.
       width: channels of the stem; stage i has width * 2^i (and times 4 after a bottleneck).
-      stem: "imagenet" (7x7 of stride 2, then max-pooling) or "small" for pictures of 32 to 64
+      stem: "imagenet" (7x7 of stride 2, then max-pooling) or "small" for images of 32 to 64
         pixels (3x3 of stride 1, no pooling; He et al. 2016, section 4.2).
       early_dilation: dilation of the stem's convolution and of the first stage's 3x3 ones. The
-        receptive field of the early features grows with it, while parameters and the sizes of
-        feature maps stay what they were: weights of the undilated network load.
+        receptive field of the early features grows with it; parameters and the sizes of feature
+        maps do not change, so weights of the undilated network load.
       zero_init_residual: start every block as the identity, its last batch norm scaling by zero
         (Goyal et al. 2017, section 5.1).
-      dtype: what is computed in; parameters, batch statistics and logits stay float32.
+      dtype: of the computation; parameters, batch statistics and logits stay float32.
     """
 
-    block: type[BasicBlock] | type[Bottleneck]
+    block: type[Block]
     depths: Sequence[int]
     num_classes: int = 1000
     width: int = 64
@@ -119,7 +110,7 @@ class ResNet(nn.Module):
     dtype: Dtype = jnp.float32
 
     def __post_init__(self):
-        """Raises ValueError for an unknown stem or a dilation that is none."""
+        """Raises ValueError for an unknown stem or a dilation below 1."""
         super().__post_init__()
         if self.stem not in STEMS:
             raise ValueError(f"stem must be one of {', '.join(STEMS)}: got {self.stem!r}.")
@@ -129,7 +120,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(
         self, images: Float[Array, "n h w 3"], train: bool = False
-    ) -> Float[Array, "n num_classes"]:
+    ) -> Float[Array, "n {self.num_classes}"]:
         """Images, normalised, to logits (float32).
 
         Args:

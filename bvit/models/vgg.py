@@ -35,7 +35,7 @@ class VGG(nn.Module):
       width: channels of the first stage; the later ones have 2, 4, 8 and 8 times as many.
       hidden: units of the two hidden linear layers.
       dropout: rate after each of these.
-      dtype: what is computed in; parameters, batch statistics and logits stay float32.
+      dtype: of the computation; parameters, batch statistics and logits stay float32.
     """
 
     depths: Sequence[int]
@@ -49,7 +49,7 @@ class VGG(nn.Module):
     @nn.compact
     def __call__(
         self, images: Float[Array, "n h w 3"], train: bool = False
-    ) -> Float[Array, "n num_classes"]:
+    ) -> Float[Array, "n {self.num_classes}"]:
         """Images, normalised, to logits (float32).
 
         Args:

@@ -1,4 +1,4 @@
-"""Weight files as named arrays, without running anything that is in them."""
+"""Weight files as named arrays, read without running code in them."""
 
 import zipfile
 from collections.abc import Callable
@@ -10,10 +10,10 @@ HUB_PREFIX = "hf:"
 HUB_EXAMPLE = "hf:timm/resnet50.tv_in1k"
 HUB_FILE = "model.safetensors"
 
-# Before this one, torch.load could be made to run code in spite of weights_only (CVE-2025-32434).
+# In older versions torch.load could run code in spite of weights_only (CVE-2025-32434).
 SAFE_TORCH = (2, 6)
 
-# What training scripts call the weights in a checkpoint that holds more than them.
+# Names of the weights in checkpoints of training scripts.
 WEIGHT_ENTRIES = ("state_dict", "model")
 
 CONVERT_COMMAND = (
@@ -58,7 +58,7 @@ def _download(address: str) -> Path:
         ) from error
     try:
         return Path(huggingface_hub.hf_hub_download(f"{owner}/{name}", file[0] or HUB_FILE))
-    # Whatever its HTTP library raises, which has changed from one version to the next.
+    # The errors of its HTTP library differ between versions.
     except Exception as error:
         raise ValueError(
             f"could not download {address}: {error}; check the name and the network, or download "

@@ -1,4 +1,4 @@
-"""What torchvision, timm and Google call each array, in bvit's names.
+"""Names of arrays in torchvision, timm and Google's ViTs, translated to bvit's.
 
 bvit's modules carry torchvision's and timm's names, so little is left to translate. A name in bvit
 is the path of a leaf in the variables, such as "params/layer1_0/conv1/kernel".
@@ -19,8 +19,8 @@ TORCH_LEAVES = {
 # Counts the batches seen; used by PyTorch where a batch norm has no momentum, and nowhere here.
 TORCH_COUNTER = "num_batches_tracked"
 
-# Where timm's modules are not named as bvit's, which are torchvision's for VGG. timm's `fc_norm` is
-# the final norm of a ViT that averages its tokens.
+# timm's names that differ from bvit's, which are torchvision's for VGG. timm's `fc_norm` is the
+# final norm of a ViT that averages its tokens.
 TIMM_MODULES = {
     "patch_embed.proj": "patch_embed",
     "fc_norm": "norm",
@@ -29,10 +29,10 @@ TIMM_MODULES = {
     "head.fc": "classifier.6",
 }
 
-# Parameters lie under one of these in a checkpoint of Google's, beside the state of the optimiser.
+# Checkpoints of Google's hold parameters under one of these, beside the state of the optimiser.
 GOOGLE_ROOTS = ("params/", "opt/target/")
 
-# Where the variables of bvit's own models lie, and what Google's that lie there too never lack.
+# Roots of bvit's own variables; Google's checkpoints with such a root always have GOOGLE_MODULE.
 OWN_ROOTS = ("params/", "batch_stats/")
 GOOGLE_MODULE = "params/Transformer/"
 
@@ -57,11 +57,11 @@ GOOGLE_PATTERNS = {
 def to_paths(state_dict: Mapping[str, np.ndarray]) -> dict[str, tuple[str, np.ndarray]]:
     """Published arrays by their path in bvit's variables, the axes of kernels in Flax's order.
 
-    Names that mean nothing here come back as paths that no model has.
+    Unknown names become paths that no model has.
 
     Args:
-      state_dict: published names to arrays: bvit's own paths, if that is what they are; else
-        Google's, if one of them has a slash, PyTorch's if not.
+      state_dict: published names to arrays: bvit's own paths; otherwise Google's if one has a
+        slash, PyTorch's if not.
 
     Returns:
       Path to published name and array. The query, key and value that Google keeps apart become one

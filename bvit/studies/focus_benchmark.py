@@ -23,7 +23,7 @@ from sklearn import metrics
 
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.data.decode import center_crop
-from bvit.data.listing import list_pictures
+from bvit.data.listing import list_images
 from bvit.data.photos import CLASS_NAMES, read_photograph
 from bvit.evaluation.rows import align
 from bvit.image.blur import region_blur
@@ -197,7 +197,7 @@ def load(names: Sequence[str], count: int) -> Float[Array, "n 224 224 3"]:
         grey = (read_photograph(label) for label in range(len(CLASS_NAMES)))
         photos: list[Any] = [np.repeat(photo[..., None], 3, axis=2) for photo in grey]
     else:
-        files, failures = list_pictures(names, sys.stdin)
+        files, failures = list_images(names, sys.stdin)
         if failures:
             raise ValueError("; ".join(f"{name}: {reason}" for name, reason in failures.items()))
         photos = [Path(file).read_bytes() for file in files[:: max(1, len(files) // count)]]

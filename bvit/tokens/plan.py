@@ -135,7 +135,7 @@ class RankedPolicy(TilePolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_name("score", self.score, FOCUS_MEASURES)
+        check_name("focus measure", self.score, FOCUS_MEASURES)
 
     def measure(self, image: Pixels, vit: ViTShape) -> Float[Array, "*b rows columns"]:
         """The focus measure of each patch."""

@@ -41,7 +41,7 @@ class Zero(Policy):
 
     def __post_init__(self) -> None:
         if self.score is not None:
-            check_name("score", self.score, FOCUS_MEASURES)
+            check_name("focus measure", self.score, FOCUS_MEASURES)
         if self.zero_at not in ZERO_AT:
             raise ValueError(f"zero_at must be one of {', '.join(ZERO_AT)}: got {self.zero_at!r}.")
         if self.budget is not None:

@@ -204,6 +204,7 @@ def _hyperparameters(experiment: Experiment, policy: Policy) -> Hyperparameters:
         mean=tuple(c.data.mean),
         std=tuple(c.data.std),
         label_smoothing=c.train.label_smoothing,
+        color_jitter=tuple(c.train.color_jitter),
         mixup=c.train.mixup,
         ema_decay=c.train.ema_decay,
         accumulate=c.train.accumulate,

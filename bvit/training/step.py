@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from bvit.classify import Inputs, forward, prepare
+from bvit.image.color import MAX_STRENGTHS, random_color_jitter
 from bvit.image.conditions import apply_condition, indexed_keys
 from bvit.image.pixels import to_float
 from bvit.sharding import gather_at_use, microbatches, per_image, state_shardings
@@ -38,6 +39,7 @@ class Hyperparameters:
       mean: normalisation of the pixels.
       std: normalisation of the pixels.
       label_smoothing: share of the target that is spread over all classes.
+      color_jitter: strengths of `bvit.image.color.random_color_jitter`, in its order; () = off.
       mixup: α of Beta(α, α), by which neighbours are mixed (Zhang et al. 2018); 0 = off.
       ema_decay: of the moving average of the parameters; only read where the state keeps one.
       accumulate: parts of a batch that are computed one after another, see `accumulate`.
@@ -55,6 +57,7 @@ class Hyperparameters:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     label_smoothing: float = 0.0
+    color_jitter: tuple[float, ...] = ()
     mixup: float = 0.0
     ema_decay: float = 0.0
     accumulate: int = 1
@@ -90,8 +93,12 @@ def make_inputs(
     Returns:
       The model's input under the policy; targets; and, for a full pass, the input with every token.
     """
-    keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
-    image = apply_condition(hyper.condition, keys[:, 0], to_float(image))
+    keys = jax.vmap(lambda key: jax.random.split(key, 4))(keys)
+    image = to_float(image)
+    if hyper.color_jitter:
+        strengths = dict(zip(MAX_STRENGTHS, hyper.color_jitter, strict=True))
+        image = random_color_jitter(keys[:, 3], image, **strengths)
+    image = apply_condition(hyper.condition, keys[:, 0], image)
     if hyper.mixup:
         image = _mix_pairs(keys[:, 1], image, hyper.mixup)
         target = _mix_pairs(keys[:, 1], target, hyper.mixup)

@@ -21,8 +21,8 @@ from bvit.data.decode import (
 EXIF_ORIENTATION = 0x0112
 
 
-def _picture(height, width, seed=0, grain=8):
-    """A smooth random picture, so that a lossy format keeps it."""
+def _test_image(height, width, seed=0, grain=8):
+    """A smooth random image, so that a lossy format keeps it."""
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (height // grain + 2, width // grain + 2, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
@@ -66,10 +66,10 @@ def _difference(a, b):
         ("P", "GIF"),
     ],
 )
-def test_every_kind_of_picture_becomes_rgb(mode, format):
-    image = Image.fromarray(_picture(60, 80)).convert(mode)
+def test_every_kind_of_image_becomes_rgb(mode, format):
+    image = Image.fromarray(_test_image(60, 80)).convert(mode)
     if mode == "RGBA":
-        image.putalpha(Image.fromarray(_picture(60, 80, seed=1)[..., 0]))
+        image.putalpha(Image.fromarray(_test_image(60, 80, seed=1)[..., 0]))
     data = _encode(image, format)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     pixels = decode(data)
@@ -78,15 +78,15 @@ def test_every_kind_of_picture_becomes_rgb(mode, format):
 
 
 def test_sixteen_bits_become_eight():
-    grey = _picture(30, 20)[..., 0]
+    grey = _test_image(30, 20)[..., 0]
     pixels = decode(_encode(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"))
     np.testing.assert_array_equal(pixels, np.repeat(grey[..., None], 3, axis=2))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
-def test_pictures_stand_upright(orientation, format):
-    data = _encode(_picture(40, 64), format, exif=_exif({EXIF_ORIENTATION: orientation}))
+def test_images_stand_upright(orientation, format):
+    data = _encode(_test_image(40, 64), format, exif=_exif({EXIF_ORIENTATION: orientation}))
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     np.testing.assert_array_equal(decode(data), expected)
     crop = center_crop(data, size=32, short_side=40)
@@ -96,22 +96,22 @@ def test_pictures_stand_upright(orientation, format):
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.95, 0.999])
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_part_of_a_picture_is_an_error(format, share):
-    data = _encode(_picture(200, 300, grain=2), format)
-    with pytest.raises(UnreadableImageError, match="not a readable picture"):
+def test_part_of_a_image_is_an_error(format, share):
+    data = _encode(_test_image(200, 300, grain=2), format)
+    with pytest.raises(UnreadableImageError, match="not a readable image"):
         decode(data[: int(len(data) * share)])
 
 
 def test_part_of_a_jpeg_whose_thumbnail_is_whole_is_an_error():
     comment = {0x9286: b"\xff\xd9"}  # with the marker that ends a JPEG
-    data = _jpeg(_picture(200, 300), exif=_exif(comment))
+    data = _jpeg(_test_image(200, 300), exif=_exif(comment))
     with pytest.raises(UnreadableImageError):
         decode(data[: len(data) // 2])
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\xff\xd8", b"\xff\xd8\xff\xd9", bytes(1000)])
 @pytest.mark.parametrize("read", [decode, lambda data: center_crop(data, size=8, short_side=8)])
-def test_no_picture_is_an_error(read, data):
+def test_no_image_is_an_error(read, data):
     with pytest.raises(UnreadableImageError):
         read(data)
 
@@ -123,13 +123,13 @@ def test_wide_pixels_that_opencv_declines_are_not_clipped():
 
 
 def test_bytes_after_the_end_of_a_jpeg_do_no_harm():
-    data = _jpeg(_picture(40, 50), exif=_exif({EXIF_ORIENTATION: 6}))
+    data = _jpeg(_test_image(40, 50), exif=_exif({EXIF_ORIENTATION: 6}))
     np.testing.assert_array_equal(decode(data + b"more"), decode(data))
     assert decode(data + b"more", reduction=2).shape == (25, 20, 3)
 
 
 def test_what_libjpeg_warns_of_is_decoded_all_the_same():
-    data = _jpeg(_picture(50, 40))
+    data = _jpeg(_test_image(50, 40))
     warned_of = data[:-2] + b"more" + data[-2:]
     with pytest.raises(ValueError):
         simplejpeg.decode_jpeg(warned_of)
@@ -151,7 +151,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_below_a_crop_are_not_decoded_and_change_nothing(monkeypatch, kind):
     mode, options = KINDS[kind]
-    data = _jpeg(Image.fromarray(_picture(201, 167)).convert(mode), **options)
+    data = _jpeg(Image.fromarray(_test_image(201, 167)).convert(mode), **options)
     pixels, heights = decode(data), []
 
     def spy(*args, **kwargs):
@@ -172,13 +172,13 @@ def test_rows_below_a_crop_are_not_decoded_and_change_nothing(monkeypatch, kind)
 
 @pytest.mark.parametrize("reduction", [1, 2, 4, 8])
 def test_reduction_rounds_sides_up(reduction):
-    pixels = decode(_jpeg(_picture(61, 83)), reduction=reduction)
+    pixels = decode(_jpeg(_test_image(61, 83)), reduction=reduction)
     assert pixels.shape == (math.ceil(61 / reduction), math.ceil(83 / reduction), 3)
 
 
 def test_other_reductions_are_an_error():
     with pytest.raises(ValueError, match="reduction must be one of"):
-        decode(_jpeg(_picture(8, 8)), reduction=3)
+        decode(_jpeg(_test_image(8, 8)), reduction=3)
 
 
 def _pillow(pixels, height, width):
@@ -215,7 +215,7 @@ def test_resize_keeps_the_brightness(level):
 
 
 def test_resize_to_the_same_size_changes_nothing():
-    pixels = _picture(9, 7)
+    pixels = _test_image(9, 7)
     np.testing.assert_array_equal(resize(pixels, 9, 7), pixels)
 
 
@@ -250,7 +250,7 @@ def test_boxes_that_never_fit_give_way_to_a_central_one(size, box):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_crop_is_the_box_resized_and_mirrored(seed):
-    pixels = _picture(90, 120)
+    pixels = _test_image(90, 120)
     options = {"size": 32, "scale": (0.2, 0.9)}
     crop = random_resized_crop(pixels, np.random.default_rng(seed), flip=True, **options)
     straight = random_resized_crop(pixels, np.random.default_rng(seed), flip=False, **options)
@@ -270,8 +270,8 @@ def test_half_of_the_crops_are_mirrored():
     assert 150 < falling < 250
 
 
-def test_small_pictures_are_decoded_in_full():
-    data = _jpeg(_picture(90, 120))
+def test_small_images_are_decoded_in_full():
+    data = _jpeg(_test_image(90, 120))
     np.testing.assert_array_equal(
         random_resized_crop(data, np.random.default_rng(3), size=64),
         random_resized_crop(decode(data), np.random.default_rng(3), size=64),
@@ -308,7 +308,7 @@ def test_large_jpegs_are_decoded_at_a_lower_resolution_and_look_the_same(monkeyp
 
 @pytest.mark.parametrize("shape", [(90, 120), (120, 90), (100, 100), (31, 47)])
 def test_center_crop_agrees_with_pillow(shape):
-    pixels = _picture(*shape, grain=16)
+    pixels = _test_image(*shape, grain=16)
     scale = 64 / min(shape)
     height, width = (int(side * scale) for side in shape)
     image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
@@ -321,11 +321,11 @@ def test_center_crop_agrees_with_pillow(shape):
 
 
 def test_center_crop_without_resizing_is_exact():
-    pixels = _picture(64, 91)
+    pixels = _test_image(64, 91)
     crop = center_crop(pixels, size=60, short_side=64)
     np.testing.assert_array_equal(crop, pixels[2:62, 16:76])  # 15.5 rounds to the even 16
 
 
 def test_a_crop_larger_than_the_short_side_is_an_error():
     with pytest.raises(ValueError, match="short side of at least 64 px: got 63"):
-        center_crop(_picture(80, 80), size=64, short_side=63)
+        center_crop(_test_image(80, 80), size=64, short_side=63)

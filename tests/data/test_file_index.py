@@ -32,7 +32,7 @@ def _settle(root):
 
 @pytest.fixture
 def root(tmp_path):
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     _touch(
         root,
         "dog/b.jpg",
@@ -58,7 +58,7 @@ def _paths(index):
     return [index.path(row) for row in range(len(index))]
 
 
-def test_lists_pictures_in_order(root):
+def test_lists_images_in_order(root):
     index = index_files(root)
     expected = ["ant/é ü.tiff", "cat/1.webp", "dog/a.JPEG", "dog/b.jpg", "dog/deep/er/c.png"]
     assert _paths(index) == [os.path.join(root, name) for name in expected]
@@ -169,13 +169,13 @@ def test_a_cache_that_can_not_be_written_is_done_without(root, cache):
 
 def test_no_class_folders_is_an_error(tmp_path):
     _touch(tmp_path / "flat", "1.jpg", "2.jpg", ".hidden/3.jpg")
-    with pytest.raises(ValueError, match="one folder of pictures for each class.*holds no folders"):
+    with pytest.raises(ValueError, match="one folder of images for each class.*holds no folders"):
         class_folders(str(tmp_path / "flat"))
     with pytest.raises(ValueError, match="holds no folders"):
         index_files(str(tmp_path / "flat"))
 
 
-def test_a_class_without_pictures_is_an_error(root):
+def test_a_class_without_images_is_an_error(root):
     _touch(root, "eel/readme.txt")
     with pytest.raises(ValueError, match=r"there are none in .*eel.*; add some, or remove"):
         index_files(root)

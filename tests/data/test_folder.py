@@ -58,7 +58,7 @@ def test_one_folder_is_divided(single):
     assert test[7]["image"] in test.record_name(7).encode()
 
 
-def test_pictures_stay_on_their_side(single, tmp_path):
+def test_images_stay_on_their_side(single, tmp_path):
     before = set(_names(FolderSource("test", dir=single)))
     _fill(single, *(f"cow/more{i}.jpg" for i in range(50)))
     (single / "ant" / "3.jpg").unlink()
@@ -80,7 +80,7 @@ def test_a_relative_folder(single, monkeypatch):
     assert Path(FolderSource("test", dir="single").record_name(0)).is_absolute()
 
 
-def test_a_picture_that_is_gone_is_an_os_error(single):
+def test_a_image_that_is_gone_is_an_os_error(single):
     source = FolderSource("test", dir=single)
     Path(source.record_name(0)).unlink()
     with pytest.raises(FileNotFoundError):
@@ -91,11 +91,11 @@ def test_a_picture_that_is_gone_is_an_os_error(single):
     ("names", "message"),
     [
         ((), "there is no folder"),
-        (("1.jpg",), "one folder of pictures for each class"),
-        (("cat/1.txt",), "must hold pictures"),
+        (("1.jpg",), "one folder of images for each class"),
+        (("cat/1.txt",), "must hold images"),
         (("train/cat/1.jpg",), "val/ is missing"),
         (("val/cat/1.jpg",), "train/ is missing"),
-        (("train/cat/1.jpg", "val/1.jpg"), "one folder of pictures for each class"),
+        (("train/cat/1.jpg", "val/1.jpg"), "one folder of images for each class"),
         (("train/cat/1.jpg", "val/cat/1.txt", "train/dog/1.jpg", "val/dog/1.jpg"), r"in .*cat"),
         (("train/cat/1.jpg", "val/dog/1.jpg"), r"1 are only in .*train.* and 1 only in .*\(.*cat"),
         (("train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg"), "1 are only in .* and 0 only in"),

@@ -1,7 +1,7 @@
 import pytest
 
 from bvit.data.decode import UnreadableImageError
-from bvit.data.listing import list_pictures, read_ahead
+from bvit.data.listing import list_images, read_ahead
 
 
 @pytest.fixture
@@ -16,42 +16,42 @@ def below(folder, paths):
     return [path.relative_to(folder).as_posix() for path in paths]
 
 
-def test_a_folder_stands_for_the_pictures_below_it_in_order(folder):
-    paths, failures = list_pictures([str(folder)], [])
+def test_a_folder_stands_for_the_images_below_it_in_order(folder):
+    paths, failures = list_images([str(folder)], [])
     assert below(folder, paths) == ["a.tif", "b/1.png", "b/2.JPG"] and not failures
 
 
 def test_a_file_is_taken_whatever_its_name_and_order_and_repeats_stay(folder):
     names = [str(folder / name) for name in ("notes.txt", "a.tif", "notes.txt")]
-    assert below(folder, list_pictures(names, [])[0]) == ["notes.txt", "a.tif", "notes.txt"]
+    assert below(folder, list_images(names, [])[0]) == ["notes.txt", "a.tif", "notes.txt"]
 
 
 def test_patterns_reach_into_folders(folder):
-    assert below(folder, list_pictures([f"{folder}/**/*.png"], [])[0]) == ["b/1.png"]
+    assert below(folder, list_images([f"{folder}/**/*.png"], [])[0]) == ["b/1.png"]
     odd = folder / "[x].png"  # a name that is also a pattern
     odd.write_bytes(b"")
-    assert list_pictures([str(odd)], []) == ([odd], {})
+    assert list_images([str(odd)], []) == ([odd], {})
 
 
 def test_a_dash_stands_for_the_lines_of_stdin(folder):
     lines = [f"{folder}/a.tif\r\n", "\n", f"{folder}/b"]
-    paths, _ = list_pictures(["-", f"{folder}/notes.txt"], lines)
+    paths, _ = list_images(["-", f"{folder}/notes.txt"], lines)
     assert below(folder, paths) == ["a.tif", "b/1.png", "b/2.JPG", "notes.txt"]
 
 
-def test_what_is_no_picture_is_named_with_the_reason(folder):
+def test_what_is_no_image_is_named_with_the_reason(folder):
     (folder / "empty").mkdir()
     names = [f"{folder}/empty", f"{folder}/x.png", f"{folder}/*.gif"]
-    paths, failures = list_pictures(names, [])
+    paths, failures = list_images(names, [])
     assert not paths
     assert failures == dict(
-        zip(names, ["no picture in it", "no such file", "no such file"], strict=True)
+        zip(names, ["no image in it", "no such file", "no such file"], strict=True)
     )
 
 
 @pytest.mark.parametrize("group", [1, 2, 3, 100])
 def test_files_come_in_order_in_groups_with_a_reason_where_there_is_none(folder, group):
-    paths, _ = list_pictures([str(folder)], [])
+    paths, _ = list_images([str(folder)], [])
     paths.append(folder / "gone.png")
     groups = list(read_ahead(paths, group, image_size=8, short_side=9))
     assert [len(found) for found in groups] == [

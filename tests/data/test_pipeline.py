@@ -16,7 +16,7 @@ SIZE = 8
 
 @dataclasses.dataclass
 class Records:
-    """Random pictures whose label is 3 times their index; those in `broken` can't be read."""
+    """Random images whose label is 3 times their index; those in `broken` can't be read."""
 
     length: int = 10
     broken: frozenset[int] = frozenset()
@@ -166,14 +166,14 @@ def test_evaluation_sees_every_record_once(batch_size, processes, length):
         np.testing.assert_array_equal(rows["image"][index], expected)
 
 
-def test_evaluation_takes_the_short_side_it_is_told():
+def test_evaluation_takes_the_given_short_side():
     (batch,) = _eval(Records(2), batch_size=2, resize=12)
     expected = Records()[1]["image"][2:10, 4:12]
     np.testing.assert_array_equal(batch["image"][1], expected)
 
 
 @pytest.mark.parametrize("read", [_train, _eval])
-def test_an_unreadable_picture_is_named(read):
+def test_an_unreadable_image_is_named(read):
     with pytest.raises(UnreadableImageError, match=r"record 7: .*data.on_error=skip"):
         read(Records(broken=frozenset([7])))
 
@@ -214,7 +214,7 @@ def test_evaluation_masks_the_unreadable_and_counts():
     assert rows["index"][:10].tolist() == list(range(10))
 
 
-def test_too_many_unreadable_pictures_are_an_error():
+def test_too_many_unreadable_images_are_an_error():
     with pytest.raises(UnreadableImageError, match="in a row can't be read"):
         _train(Records(broken=frozenset(range(10))), on_error="skip")
 
@@ -265,12 +265,12 @@ def test_worker_processes_pass_errors_on(tmp_path, monkeypatch):
     source = open_source("folder", split="test", dir=tmp_path)
     with (
         eval_batches(source, batch_size=2, image_size=SIZE, num_workers=1) as batches,
-        pytest.raises(UnreadableImageError, match="7.jpg: not a readable picture"),
+        pytest.raises(UnreadableImageError, match="7.jpg: not a readable image"),
     ):
         next(batches)
 
 
-def test_encoded_and_plain_pictures_give_the_same():
+def test_encoded_and_plain_images_give_the_same():
     class Encoded(Records):
         def __getitem__(self, index):
             record, file = super().__getitem__(index), io.BytesIO()

@@ -23,7 +23,7 @@ def _png(i):
 
 
 class BvitTiny(tfds.core.GeneratorBasedBuilder):
-    """A few plain pictures."""
+    """A few plain images."""
 
     VERSION = tfds.core.Version("1.0.0")
     FEATURES = {
@@ -75,7 +75,7 @@ def prepared(tmp_path_factory):
 
 
 def _numbers(source):
-    """Which of the pictures the records are."""
+    """Which of the images the records are."""
     return [decode(source[i]["image"]).shape[0] - 5 for i in range(len(source))]
 
 

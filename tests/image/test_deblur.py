@@ -33,7 +33,7 @@ METHODS = {"wiener": wiener, "richardson_lucy": partial(richardson_lucy, iterati
 
 
 def error(image, other):
-    """Mean squared, away from the border, beyond which nobody knows the picture."""
+    """Mean squared, away from the border, beyond which nobody knows the image."""
     inside = np.s_[:, 12:-12, 12:-12]
     return np.square(np.asarray(image, np.float64)[inside] - other[inside]).mean(axis=(1, 2, 3))
 

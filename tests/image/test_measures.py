@@ -1,4 +1,4 @@
-"""Focus scores against OpenCV, SciPy and NumPy in float64, and what each is for."""
+"""Focus measures against OpenCV, SciPy and NumPy in float64, and what each is for."""
 
 import cv2
 import jax
@@ -85,23 +85,23 @@ ORACLES = {
 }
 
 
-@pytest.mark.parametrize("score", ORACLES, ids=lambda score: score.__name__)
-def test_score_equals_its_oracle(score):
+@pytest.mark.parametrize("measure", ORACLES, ids=lambda measure: measure.__name__)
+def test_measure_equals_its_oracle(measure):
     images = np.stack([photo(seed=0), photo(seed=1)])
-    expected = np.stack([ORACLES[score](image) for image in images])
-    np.testing.assert_allclose(score(images, patch_size=PATCH), expected, rtol=1e-4, atol=1e-4)
+    expected = np.stack([ORACLES[measure](image) for image in images])
+    np.testing.assert_allclose(measure(images, patch_size=PATCH), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", FOCUS_MEASURES)
 def test_eager_equals_jit_equals_vmap(name):
-    def score(image):
+    def measure(image):
         return FOCUS_MEASURES[name](image, patch_size=PATCH)
 
     images = jnp.asarray(np.stack([photo(seed=i) for i in range(4)])).reshape(2, 2, 32, 48, 3)
-    eager = score(images)
+    eager = measure(images)
     assert (eager.shape, eager.dtype) == ((2, 2, 4, 6), jnp.float32)
-    np.testing.assert_allclose(jax.jit(score)(images), eager, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(jax.vmap(jax.vmap(score))(images), eager, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(measure)(images), eager, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(jax.vmap(jax.vmap(measure))(images), eager, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FOCUS_MEASURES)
@@ -114,14 +114,14 @@ def test_gradients_are_finite_also_on_a_flat_image(name):
 
 
 @pytest.mark.parametrize("name", FOCUS_MEASURES)
-def test_brightness_does_not_matter_and_flat_patches_score_zero(name):
+def test_brightness_does_not_matter_and_flat_patches_measure_zero(name):
     image = photo() * 0.5
-    score = FOCUS_MEASURES[name]
+    measure = FOCUS_MEASURES[name]
     if name != "entropy":  # whose bins stand still
-        brighter = score(image + 0.25, patch_size=PATCH)
-        np.testing.assert_allclose(brighter, score(image, patch_size=PATCH), rtol=2e-3, atol=2e-3)
+        brighter = measure(image + 0.25, patch_size=PATCH)
+        np.testing.assert_allclose(brighter, measure(image, patch_size=PATCH), rtol=2e-3, atol=2e-3)
     flat = np.full((16, 16, 3), 0.3, np.float32)
-    np.testing.assert_allclose(score(flat, patch_size=PATCH), 0, atol=1e-6)
+    np.testing.assert_allclose(measure(flat, patch_size=PATCH), 0, atol=1e-6)
 
 
 def sharp_ranked_first(name, noise):
@@ -129,10 +129,10 @@ def sharp_ranked_first(name, noise):
     image = data.astronaut()[:256, :256] / 255.0
     image[:, 128:] = ndimage.gaussian_filter(image, (2, 2, 0))[:, 128:]
     image += np.random.default_rng(0).normal(size=image.shape) * noise
-    scores = np.asarray(
+    values = np.asarray(
         FOCUS_MEASURES[name](np.clip(image, 0, 1).astype(np.float32), patch_size=16)
     )
-    sharp, blurred = scores[:, :7].reshape(-1, 1), scores[:, 9:].reshape(1, -1)
+    sharp, blurred = values[:, :7].reshape(-1, 1), values[:, 9:].reshape(1, -1)
     return (sharp > blurred).mean()
 
 
@@ -166,14 +166,14 @@ def test_relative_detail_needs_two_pixels():
         relative_detail(photo(), patch_size=1)
 
 
-def test_every_score_has_a_threshold_within_its_range():
+def test_every_measure_has_a_threshold_within_its_range():
     photo = jnp.asarray(np.random.default_rng(0).random((1, 64, 64, 3)), jnp.float32)
     image = jnp.concatenate([photo, jnp.full_like(photo, 0.5)])
     assert set(THRESHOLDS) == set(FOCUS_MEASURES) and DEFAULT_MEASURE in FOCUS_MEASURES
-    for name, score in FOCUS_MEASURES.items():
-        noise, flat = np.asarray(score(image, patch_size=16))
+    for name, measure in FOCUS_MEASURES.items():
+        noise, flat = np.asarray(measure(image, patch_size=16))
         assert (flat < own_threshold(name)).all()
-        # Noise of full contrast is detail to all but the score that looks for it.
+        # Noise of full contrast is detail to all but the measure that looks for it.
         assert name == "relative" or (noise >= own_threshold(name)).all()
     with pytest.raises(ValueError, match="did you mean relative"):
         own_threshold("relativ")

@@ -38,8 +38,8 @@ def test_refuses_anything_else_and_says_how_to_convert(image, channels, message)
 
 
 def test_names_the_argument():
-    with pytest.raises(ValueError, match="^picture must be floating"):
-        pixels.check_image(np.zeros((4, 4, 3), np.uint8), "picture")
+    with pytest.raises(ValueError, match="^image must be floating"):
+        pixels.check_image(np.zeros((4, 4, 3), np.uint8), "image")
 
 
 def test_to_float_keeps_every_8_bit_value():

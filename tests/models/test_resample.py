@@ -7,9 +7,9 @@ from PIL import Image
 from bvit.models import resample
 
 
-def _resized(picture, size):
+def _resized(image, size):
     """Pillow's bicubic: Keys' a = -1/2, antialiased, renormalised at the border."""
-    return np.asarray(Image.fromarray(picture.astype(np.float32)).resize(size[::-1], Image.BICUBIC))
+    return np.asarray(Image.fromarray(image.astype(np.float32)).resize(size[::-1], Image.BICUBIC))
 
 
 def _positions(count, width=5):
@@ -18,14 +18,14 @@ def _positions(count, width=5):
 
 @pytest.mark.parametrize("grid", [(9, 9), (4, 4), (3, 8), (14, 2)])
 @pytest.mark.parametrize("prefix", [0, 1])
-def test_positions_are_resized_as_a_picture_of_each_feature(grid, prefix):
+def test_positions_are_resized_as_a_image_of_each_feature(grid, prefix):
     positions = _positions(prefix + 49)
     got = resample.resample_positions(positions, grid, prefix=prefix)
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got[:, :prefix], positions[:, :prefix])
     for feature in range(positions.shape[-1]):
-        picture = positions[0, prefix:, feature].reshape(7, 7)
-        wanted = _resized(picture, grid)
+        image = positions[0, prefix:, feature].reshape(7, 7)
+        wanted = _resized(image, grid)
         np.testing.assert_allclose(
             got[0, prefix:, feature].reshape(grid), wanted, rtol=1e-4, atol=1e-5
         )
