@@ -28,6 +28,7 @@ def default_config() -> ConfigDict:
     c.data.test_split = ""  # tfds: "" = validation, or test where there is no validation
     c.data.image_size = 64  # side of the picture that the model sees, in pixels
     c.data.resize = 0  # evaluation: short side before the centre crop; 0 = image_size × 256/224
+    c.data.interpolation = "bilinear"  # evaluation: of the resizing, bilinear or bicubic
     c.data.crop_scale = (0.08, 1.0)  # training: area of the random crop as a share of the picture
     c.data.flip = True  # training: mirror half of the pictures
     c.data.mean = (0.485, 0.456, 0.406)  # normalisation of RGB in [0, 1]: ImageNet's mean

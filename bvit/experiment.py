@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from bvit import config as config_lib
 from bvit import data, sharding
+from bvit.data.decode import INTERPOLATIONS
 from bvit.data.subset import Subset
 from bvit.evaluation.baseline import histogram_nearest_neighbour
 from bvit.evaluation.evaluator import Evaluator
@@ -38,7 +39,7 @@ class Experiment:
     Attributes:
       config: the settings.
       mesh: the devices.
-      train_source: images to train on.
+      train_source: images to train on; None where nothing is trained.
       test_source: images to evaluate on.
       model: the classifier.
       train_policies: the token policies of training; each step draws one of them.
@@ -52,7 +53,7 @@ class Experiment:
 
     config: ConfigDict
     mesh: Mesh
-    train_source: data.Source
+    train_source: data.Source | None
     test_source: data.Source
     model: nn.Module
     train_policies: tuple[Policy, ...]
@@ -66,7 +67,7 @@ class Experiment:
     @property
     def num_classes(self) -> int:
         """Classes of the data set."""
-        return self.train_source.num_classes
+        return self.test_source.num_classes
 
 
 def prepare(config: ConfigDict) -> Experiment:
@@ -88,7 +89,7 @@ def prepare(config: ConfigDict) -> Experiment:
             f"train.batch_size={c.train.batch_size}, got {sharding.batch_shares(mesh)} devices."
         )
     train_source, test_source = _sources(c)
-    model = build_model(c, train_source.num_classes)
+    model = build_model(c, test_source.num_classes)
     names = conditions.expand(config_lib.words(c.eval.conditions))
     for name in (c.train.condition, *names):
         conditions.parts(name)
@@ -97,7 +98,7 @@ def prepare(config: ConfigDict) -> Experiment:
     )
     policies = tuple(build_policy(c, model, text) for text in config_lib.words(c.eval.policies))
     _check_full_pass(c, model, train_policies)
-    total_steps = _total_steps(c, len(train_source))
+    total_steps = _total_steps(c, len(train_source) if train_source else 0)
     _check_profile(c.profile.steps, total_steps)
     schedule, optimizer = _optimizer(c, total_steps)
     return Experiment(
@@ -107,7 +108,7 @@ def prepare(config: ConfigDict) -> Experiment:
         test_source=test_source,
         model=model,
         train_policies=train_policies,
-        initial=initial_variables(c, train_source.class_names),
+        initial=initial_variables(c, test_source.class_names),
         schedule=schedule,
         optimizer=optimizer,
         total_steps=total_steps,
@@ -141,6 +142,10 @@ def _check_values(c: ConfigDict) -> None:
         "seed": (c.seed >= 0, "0 or more"),
         "data.crop_scale": (0 < low <= high <= 1, "a range within (0, 1], as (0.08, 1.0)"),
         "data.on_error": (c.data.on_error in ("raise", "skip"), "raise or skip"),
+        "data.interpolation": (
+            c.data.interpolation in INTERPOLATIONS,
+            f"one of {', '.join(INTERPOLATIONS)}",
+        ),
         "data.resize": (
             c.data.resize == 0 or c.data.resize >= c.data.image_size,
             f"0 or at least data.image_size={c.data.image_size}",
@@ -179,16 +184,18 @@ def _check_profile(steps: Sequence[int], total_steps: int) -> None:
         )
 
 
-def _sources(c: ConfigDict) -> tuple[data.Source, data.Source]:
+def _sources(c: ConfigDict) -> tuple[data.Source | None, data.Source]:
+    """Images to train on, None where nothing is trained; and images to test on."""
     options = {
         "dir": Path(c.data.dir) if c.data.dir else None,
         "seed": c.seed,
         "image_size": c.data.image_size,
     }
-    return (
-        data.open_source(c.data.name, split="train", split_name=c.data.train_split, **options),
-        data.open_source(c.data.name, split="test", split_name=c.data.test_split, **options),
-    )
+    test = data.open_source(c.data.name, split="test", split_name=c.data.test_split, **options)
+    if c.train.steps == 0:
+        return None, test
+    train = data.open_source(c.data.name, split="train", split_name=c.data.train_split, **options)
+    return train, test
 
 
 def _total_steps(c: ConfigDict, num_images: int) -> int:
@@ -265,6 +272,7 @@ def _eval_batches(experiment: Experiment, source: data.Source, **options: int) -
         source,
         image_size=c.data.image_size,
         resize=c.data.resize or None,
+        interpolation=c.data.interpolation,
         on_error=c.data.on_error,
         **defaults | options,
     )
@@ -285,9 +293,9 @@ def baselines(experiment: Experiment) -> dict[str, float]:
     Only for the embedded photographs, which were retouched so that it should fail; it reads the
     whole set.
     """
-    if experiment.config.data.name != "photos":
-        return {}
     source = experiment.train_source
+    if experiment.config.data.name != "photos" or source is None:
+        return {}
     places = np.linspace(0, len(source) - 1, min(len(source), BASELINE_IMAGES)).astype(int)
     train, train_labels = _read_all(experiment, Subset(source, places))
     test, test_labels = _read_all(experiment, experiment.test_source)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.data import UnreadableImageError
+from bvit.data.imagenet import readable
 from bvit.data.listing import list_images, read_ahead
 from bvit.data.pipeline import RESIZE_RATIO
 from bvit.evaluation.predictions import Predictions, Predictor
@@ -108,9 +109,10 @@ def predict(options: argparse.Namespace) -> dict[str, str]:
     output = OUTPUTS[options.format]()
     size = run.config.data.image_size
     short_side = run.config.data.resize or round(size * RESIZE_RATIO)
+    crop = {"image_size": size, "short_side": short_side, "interpolation": c.data.interpolation}
     done = 0
     with tqdm(total=len(paths), unit="picture", leave=False, dynamic_ncols=True) as bar:
-        for group in read_ahead(paths, options.batch_size, image_size=size, short_side=short_side):
+        for group in read_ahead(paths, options.batch_size, **crop):
             failures |= {str(p): str(e) for p, e in group if isinstance(e, UnreadableImageError)}
             readable = [(p, found) for p, found in group if isinstance(found, np.ndarray)]
             if readable:
@@ -134,7 +136,7 @@ def make_rows(
     rows = []
     for i, path in enumerate(paths):
         best = np.argsort(-found.probability[i], kind="stable")[:TOP]
-        top = [(class_names[c], round(float(found.probability[i, c]), 4)) for c in best]
+        top = [(readable(class_names[c]), round(float(found.probability[i, c]), 4)) for c in best]
         rows.append(
             {
                 "file": str(path),

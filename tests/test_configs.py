@@ -55,7 +55,7 @@ def test_its_pieces_fit_together(name, arguments):
         (
             "vit_small_patch16_224",
             "hf:timm/vit_small_patch16_224.augreg_in21k_ft_in1k",
-            ("cluster:98", "cluster:64"),
+            ("cluster:0.5", "cluster:0.33"),
         ),
         ("resnet50", "hf:timm/resnet50.tv_in1k", ("keep",)),
         ("vgg19", "hf:timm/vgg19.tv_in1k", ("keep",)),

@@ -45,6 +45,8 @@ REDUCED_FLAGS = {
 # barely large enough, 88 % where it is twice as large as needed (and 1.2 levels off on average),
 # 101 % at three times.
 REDUCED_MARGIN = 2.0
+# Filters of the evaluation crop.
+INTERPOLATIONS = ("bilinear", "bicubic")
 # An image that shrinks by more than this shrinks by a whole factor first.
 MAX_TRIANGLE = 3
 # Modes that Pillow's convert("RGB") takes to 0–255 without clipping; wider ones it would clip.
@@ -128,7 +130,7 @@ def random_resized_crop(
 
 
 def center_crop(
-    image: bytes | Pixels, *, size: int, short_side: int
+    image: bytes | Pixels, *, size: int, short_side: int, interpolation: str = "bilinear"
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """Resizes an image to a given short side and cuts out the central square.
 
@@ -139,14 +141,20 @@ def center_crop(
       image: bytes of a file, or uint8 pixels [h, w, 3].
       size: side of the result, in pixels.
       short_side: of the image before the crop, in pixels; at least `size`.
+      interpolation: "bilinear", of which `resize` is a fast form; or "bicubic", by Pillow, from
+        the full resolution: what timm evaluates most weights with.
 
     Returns:
       The crop, uint8 [size, size, 3], RGB.
 
     Raises:
       UnreadableImageError: as for `decode`.
-      ValueError: `short_side` is smaller than `size`.
+      ValueError: `short_side` is smaller than `size`, or there is no such interpolation.
     """
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(
+            f"interpolation must be one of {', '.join(INTERPOLATIONS)}: got {interpolation!r}."
+        )
     if short_side < size:
         raise ValueError(
             f"a centre crop of {size} px needs a short side of at least {size} px: got "
@@ -156,7 +164,11 @@ def center_crop(
     shorter = min(lazy.height, lazy.width)
     height, width = (int(short_side * side / shorter) for side in (lazy.height, lazy.width))
     whole = 0, 0, lazy.height, lazy.width
-    pixels = resize(lazy.cut(whole, scale=short_side / shorter), height, width)
+    if interpolation == "bicubic":
+        full = Image.fromarray(lazy.cut(whole, scale=1.0))
+        pixels = np.asarray(full.resize((width, height), Image.Resampling.BICUBIC))
+    else:
+        pixels = resize(lazy.cut(whole, scale=short_side / shorter), height, width)
     top, left = round((height - size) / 2), round((width - size) / 2)
     return np.ascontiguousarray(pixels[top : top + size, left : left + size])
 

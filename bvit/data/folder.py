@@ -18,7 +18,8 @@ TEST_SHARE = 0.1
 class FolderSource:
     """Images in one folder for each class, which has the name of the class.
 
-    Either `dir/train/CLASS/*` and `dir/val/CLASS/*` (or `validation`, or `test`), or `dir/CLASS/*`
+    Either `dir/train/CLASS/*` and `dir/val/CLASS/*` (or `validation`, or `test`; to test, that one
+    is enough), or `dir/CLASS/*`
     alone: then a tenth of the images is for testing, by a hash of their path below `dir`, so that
     an image keeps its split when others are added or removed. Images may lie in deeper folders too.
     Hidden files and folders, and files that are not images by their extension, are skipped. Classes
@@ -45,7 +46,7 @@ class FolderSource:
         root = os.path.abspath(dir)
         if not os.path.isdir(root):
             raise ValueError(f"data.dir must be a folder of images: there is no folder {root!r}.")
-        parts = _parts(root)
+        parts = _parts(root, split)
         self._index = index_files(parts.get(split, root))
         self._rows = _hashed_rows(self._index, split) if not parts else None
         if not len(self):
@@ -80,13 +81,15 @@ class FolderSource:
         return index if self._rows is None else int(self._rows[index])
 
 
-def _parts(root: str) -> dict[str, str]:
-    """Split → folder, if there is one for each; empty if one folder is to be divided."""
+def _parts(root: str, split: str) -> dict[str, str]:
+    """Split → folder; empty if one folder is to be divided. To test, `val` alone is enough."""
     train = os.path.join(root, TRAIN_FOLDER)
     tests = [os.path.join(root, name) for name in TEST_FOLDERS]
     tests = [path for path in tests if os.path.isdir(path)]
     if not os.path.isdir(train) and not tests:
         return {}
+    if split == "test" and tests and not os.path.isdir(train):
+        return {"test": tests[0]}
     if not os.path.isdir(train) or not tests:
         missing = f"{TRAIN_FOLDER}/" if tests else "val/"
         raise ValueError(

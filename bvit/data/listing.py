@@ -59,7 +59,12 @@ def _below(folder: str) -> list[Path]:
 
 
 def read_ahead(
-    paths: Sequence[Path], group: int, *, image_size: int, short_side: int
+    paths: Sequence[Path],
+    group: int,
+    *,
+    image_size: int,
+    short_side: int,
+    interpolation: str = "bilinear",
 ) -> Iterator[list[tuple[Path, Pixels | UnreadableImageError]]]:
     """Reads files in threads, one group ahead.
 
@@ -68,6 +73,7 @@ def read_ahead(
       group: files in a group; the last group has the rest.
       image_size: side of the central square that is cut out, in pixels.
       short_side: of the image before that, in pixels.
+      interpolation: as in `bvit.data.decode.center_crop`.
 
     Yields:
       For each file of a group, its uint8 pixels [image_size, image_size, 3] or the error.
@@ -75,7 +81,10 @@ def read_ahead(
 
     def read(path: Path) -> tuple[Path, Pixels | UnreadableImageError]:
         try:
-            return path, center_crop(path.read_bytes(), size=image_size, short_side=short_side)
+            image = path.read_bytes()
+            return path, center_crop(
+                image, size=image_size, short_side=short_side, interpolation=interpolation
+            )
         except UnreadableImageError as error:
             return path, error
         except OSError as error:

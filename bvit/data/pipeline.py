@@ -112,6 +112,7 @@ def eval_batches(
     batch_size: int,
     image_size: int,
     resize: int | None = None,
+    interpolation: str = "bilinear",
     process_index: int = 0,
     process_count: int = 1,
     num_workers: int = 0,
@@ -128,6 +129,7 @@ def eval_batches(
       batch_size: rows of a batch over all processes; a multiple of `process_count`.
       image_size: side of the square crops, in pixels.
       resize: short side before the crop, in pixels; None: 256/224 times `image_size`.
+      interpolation: as in `bvit.data.decode.center_crop`.
       process_index: which share of each batch to return.
       process_count: number of shares.
       num_workers: as in `train_batches`.
@@ -150,7 +152,7 @@ def eval_batches(
             f"got {short_side}."
         )
     rows = -(-len(source) // batch_size) * batch_size
-    example = _EvalExample(source, image_size, short_side, on_error == "skip")
+    example = _EvalExample(source, image_size, short_side, interpolation, on_error == "skip")
     batches = grain.MapDataset.range(rows).map(example).batch(local_batch)
     return Batches(batches[process_index::process_count], num_workers, num_threads)
 
@@ -250,11 +252,17 @@ class _EvalExample(grain.transforms.Map):
     source: Source
     image_size: int
     short_side: int
+    interpolation: str
     skip: bool
 
     def map(self, row: int) -> Example:
         def crop(image: bytes | Pixels) -> Pixels:
-            return center_crop(image, size=self.image_size, short_side=self.short_side)
+            return center_crop(
+                image,
+                size=self.image_size,
+                short_side=self.short_side,
+                interpolation=self.interpolation,
+            )
 
         nothing = np.zeros((self.image_size, self.image_size, 3), np.uint8)
         if row >= len(self.source):

@@ -29,6 +29,8 @@ def introduction(experiment: Experiment, state: TrainState) -> str:
     forward = cost.gflops(
         experiment.model, state.eval_variables, experiment.train_policies[0], c.data.image_size
     )
+    source = experiment.train_source
+    training = f"{len(source):,} training and " if source else ""
     devices, processes = jax.devices(), jax.process_count()
     return "\n".join(
         [
@@ -38,8 +40,8 @@ def introduction(experiment: Experiment, state: TrainState) -> str:
             f"state       {sharding.describe(state, mesh)}",
             f"an image    {c.data.image_size} px, {forward:.3f} GFLOPs, tokens "
             + ", ".join(f"{label} {count:.3g}" for label, count in tokens.items()),
-            f"data        {c.data.name}: {len(experiment.train_source):,} training and "
-            f"{len(experiment.test_source):,} test images, {experiment.num_classes} classes",
+            f"data        {c.data.name}: {training}{len(experiment.test_source):,} test images, "
+            f"{experiment.num_classes} classes",
             f"training    {experiment.total_steps:,} steps of {c.train.batch_size} images, "
             f"{c.train.condition}",
         ]

@@ -70,7 +70,7 @@ def _run(experiment: Experiment, run: Run, signals: SignalWatch) -> dict[str, An
         trace = StepTrace(experiment.config.profile.steps, run.path / "tensorboard")
         with contextlib.closing(writer), contextlib.closing(trace):
             if is_main:
-                run.write_class_names(experiment.train_source.class_names)
+                run.write_class_names(experiment.test_source.class_names)
             state = train(experiment, state, checkpoints, writer, trace, evaluator, signals)
             results.show_samples(experiment, state, writer, run.figures)
             outcomes = evaluator(state.eval_variables)

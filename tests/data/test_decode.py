@@ -320,6 +320,15 @@ def test_center_crop_agrees_with_pillow(shape):
     assert difference.max() <= 8 and difference.mean() < 1
 
 
+def test_center_crop_by_bicubic_interpolation_is_pillows():
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    crop = center_crop(pixels, size=56, short_side=64, interpolation="bicubic")
+    whole = np.asarray(Image.fromarray(pixels).resize((85, 64), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(crop, whole[4:60, 14:70])
+    with pytest.raises(ValueError, match="one of bilinear, bicubic: got 'nearest'"):
+        center_crop(pixels, size=56, short_side=64, interpolation="nearest")
+
+
 def test_center_crop_without_resizing_is_exact():
     pixels = _test_image(64, 91)
     crop = center_crop(pixels, size=60, short_side=64)

@@ -42,6 +42,13 @@ def test_val_goes_before_test(tmp_path):
     assert FolderSource("test", dir=tmp_path / "set")[0]["image"] == b"val/cat/2.jpg"
 
 
+def test_to_test_needs_no_training_images(tmp_path):
+    _fill(tmp_path / "set", "val/cat/2.jpg")
+    assert len(FolderSource("test", dir=tmp_path / "set")) == 1
+    with pytest.raises(ValueError, match="train/ is missing"):
+        FolderSource("train", dir=tmp_path / "set")
+
+
 @pytest.fixture
 def single(tmp_path):
     names = [f"{name}/{i}.jpg" for name in ("ant", "bee", "cow") for i in range(100)]
@@ -94,7 +101,6 @@ def test_a_image_that_is_gone_is_an_os_error(single):
         (("1.jpg",), "one folder of images for each class"),
         (("cat/1.txt",), "must hold images"),
         (("train/cat/1.jpg",), "val/ is missing"),
-        (("val/cat/1.jpg",), "train/ is missing"),
         (("train/cat/1.jpg", "val/1.jpg"), "one folder of images for each class"),
         (("train/cat/1.jpg", "val/cat/1.txt", "train/dog/1.jpg", "val/dog/1.jpg"), r"in .*cat"),
         (("train/cat/1.jpg", "val/dog/1.jpg"), r"1 are only in .*train.* and 1 only in .*\(.*cat"),
