@@ -21,7 +21,9 @@ PLAIN = Hyperparameters(
     condition="sharp", policy=parse("keep"), mean=IMAGENET_MEAN, std=IMAGENET_STD
 )
 # All that draws random numbers at once.
-FULL = dataclasses.replace(PLAIN, condition="sharp+blur", label_smoothing=0.1, mixup=0.2)
+FULL = dataclasses.replace(
+    PLAIN, condition="sharp+blur", label_smoothing=0.1, color_jitter=(0.2, 0.2, 0.2, 0.1), mixup=0.2
+)
 VIT = VisionTransformer(
     num_classes=CLASSES,
     image_size=SIZE,

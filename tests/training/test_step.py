@@ -109,7 +109,7 @@ def test_auxiliary_heads_add_to_the_loss_with_their_weight():
 
 
 def test_mixup_mixes_pictures_and_targets_of_a_pair_by_the_same_share():
-    hyper = dataclasses.replace(FULL, condition="sharp", mean=(0.0,) * 3, std=(1.0,) * 3)
+    hyper = dataclasses.replace(PLAIN, mixup=0.2, mean=(0.0,) * 3, std=(1.0,) * 3)
     batch = make_batch(0)
     target = jax.nn.one_hot(jnp.arange(BATCH) % CLASSES, CLASSES)
     keys = indexed_keys(jax.random.key(1), jnp.arange(BATCH))
