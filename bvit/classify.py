@@ -20,8 +20,7 @@ from bvit.tokens.policy import Keys, Pixels
 CNN_PATCH_SIZE = 16
 
 
-@struct.dataclass
-class Inputs:
+class Inputs(struct.PyTreeNode):
     """What a model is given.
 
     Attributes:

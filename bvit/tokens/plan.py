@@ -21,8 +21,7 @@ from bvit.image.patches import halve, patchify
 from bvit.tokens.policy import Attention, BudgetPolicy, Pixels, Tokens, ViTShape, with_prefix
 
 
-@struct.dataclass
-class Plan:
+class Plan(struct.PyTreeNode):
     """The tokens of each image; a pytree of static shape.
 
     Attributes:

@@ -69,8 +69,7 @@ class Attention(NamedTuple):
     weights: Float[Array, "n heads t t"] | None
 
 
-@struct.dataclass
-class Tokens:
+class Tokens(struct.PyTreeNode):
     """The tokens between two layers of the encoder.
 
     Attributes:
