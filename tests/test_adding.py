@@ -75,7 +75,8 @@ assert vit.policy("drop:9").score == "spread"
 
 policy = vit.policy("center:4")
 shape = vit.model.shape
-assert bvit.tokens.operations(policy, shape) < 0.5 * bvit.tokens.operations(bvit.tokens.Keep(), shape)
+keep = bvit.tokens.operations(bvit.tokens.Keep(), shape)
+assert bvit.tokens.operations(policy, shape) < 0.5 * keep
 pixels = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
 normalisation = {"mean": tuple(vit.config.data.mean), "std": tuple(vit.config.data.std)}
 where = shown(vit.model, vit.variables, pixels, policy, **normalisation)
