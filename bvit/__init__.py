@@ -4,7 +4,7 @@ Importing it loads jax, flax and nothing heavier. `bvit.pretrained`, which reads
 loads when it is first used.
 """
 
-import importlib
+import importlib.metadata
 from types import ModuleType
 
 from bvit import interrupt
@@ -37,7 +37,9 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> ModuleType | str:
     if name == "pretrained":
         return importlib.import_module("bvit.models.pretrained")
+    if name == "__version__":
+        return importlib.metadata.version("bvit")
     raise AttributeError(f"module 'bvit' has no attribute {name!r}")

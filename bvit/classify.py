@@ -6,6 +6,7 @@ Training, evaluation, prediction, export, costs and benchmarks all call `prepare
 from functools import partial
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import struct
@@ -71,7 +72,7 @@ def classify(
         )
     policy = parse(policy) if isinstance(policy, str) else policy
     check(model, policy)
-    inputs = prepare(model, image, policy, mean=mean, std=std, key=key)
+    inputs = prepare(model, jnp.asarray(image), policy, mean=mean, std=std, key=key)
     return forward(model, variables, inputs, policy)
 
 

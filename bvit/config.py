@@ -26,6 +26,7 @@ def default_config() -> ConfigDict:
     c.data.dir = ""  # folder: where the class folders are; tfds: the data directory
     c.data.train_split = ""  # tfds: "" = train; e.g. train[:20%], the paper's share of ImageNet
     c.data.test_split = ""  # tfds: "" = validation, or test where there is no validation
+    c.data.exclude = ""  # folder: a pattern of file names to leave out, as "copy_*"
     c.data.image_size = 64  # side of the picture that the model sees, in pixels
     c.data.resize = 0  # evaluation: short side before the centre crop; 0 = image_size × 256/224
     c.data.interpolation = "bilinear"  # evaluation: of the resizing, bilinear or bicubic

@@ -190,6 +190,7 @@ def _sources(c: ConfigDict) -> tuple[data.Source | None, data.Source]:
         "dir": Path(c.data.dir) if c.data.dir else None,
         "seed": c.seed,
         "image_size": c.data.image_size,
+        "exclude": c.data.exclude,
     }
     test = data.open_source(c.data.name, split="test", split_name=c.data.test_split, **options)
     if c.train.steps == 0:

@@ -35,6 +35,7 @@ from bvit import distributed, models, sharding
 from bvit.checkpoint import Checkpoints
 from bvit.classify import check
 from bvit.evaluation.evaluator import EvalResult
+from bvit.evaluation.rows import upgrade
 from bvit.models import pretrained
 from bvit.tokens import Policy, parse
 
@@ -142,8 +143,9 @@ class Run:
                 f"{self.path} is not finished ({at}): run its command again until it is."
             )
         try:
-            return json.loads(self.results_file.read_text())
-        except ValueError as error:
+            results = json.loads(self.results_file.read_text())
+            return results | {"rows": upgrade(results["rows"])}
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.results_file} is damaged ({error!r}).") from error
 
     @functools.cached_property

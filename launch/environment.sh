@@ -13,7 +13,7 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
   exit 1
 fi
 
-packages=(-r requirements.txt -e . --no-build-isolation)
+packages=(-r requirements.txt --no-build-isolation)
 if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then
   packages+=("jax[cuda13]")
 fi

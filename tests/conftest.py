@@ -1,6 +1,12 @@
-"""Eight CPU devices for every test, so that sharding is exercised on any machine."""
+"""Eight CPU devices for every test, and bvit's signatures checked while it runs."""
 
+import contextlib
 import os
+
+import beartype
+import jaxtyping
+import numpy as np
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Set before jax is imported: what they say is fixed once it is. Most of the tests' time is spent in
@@ -9,3 +15,32 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
+
+import jax
+
+
+def check_types(function):
+    """Checks each call of a function against its signature; an int passes for a float."""
+    if function.__name__ == "__init__":  # JAX fills pytrees with whatever it maps over them
+        return function
+    return beartype.beartype(function, conf=beartype.BeartypeConf(is_pep484_tower=True))
+
+
+jaxtyping.Array = jax.Array | np.ndarray  # as functions of JAX take either
+jaxtyping.install_import_hook("bvit", "conftest.check_types")
+
+_raises = pytest.raises
+
+
+@contextlib.contextmanager
+def raises_without_type_checks(*args, **kwargs):
+    """pytest.raises. What bvit says to wrong arguments must not be preceded by the type checker."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with _raises(*args, **kwargs) as info:
+            yield info
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+pytest.raises = raises_without_type_checks

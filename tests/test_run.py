@@ -175,7 +175,6 @@ def evaluate(run, mesh):
         policies=(run.policy("keep"), run.policy()),
         num_images=8,
         image_size=SIZE,
-        batch_size=8,
         mean=tuple(run.config.data.mean),
         std=tuple(run.config.data.std),
         seed=0,
@@ -256,3 +255,9 @@ def test_a_run_that_only_evaluated_has_the_weights_it_started_from(config, tmp_p
     jax.tree.map(
         np.testing.assert_array_equal, run.variables, Run(run_directory()).load().variables
     )
+
+
+def test_results_of_older_runs_are_read_with_budgets_in_the_names_of_policies(tmp_path):
+    rows = [{"policy": "keep", "budget": None}, {"policy": "drop", "budget": 8}]
+    (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
+    assert [row["policy"] for row in Run(tmp_path).results["rows"]] == ["keep", "drop:8"]

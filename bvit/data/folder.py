@@ -1,5 +1,6 @@
 """Class folders of images, as people keep ImageNet."""
 
+import fnmatch
 import os
 import zlib
 from pathlib import Path
@@ -30,12 +31,14 @@ class FolderSource:
       num_classes: how many there are.
     """
 
-    def __init__(self, split: str, *, dir: str | os.PathLike[str]) -> None:
+    def __init__(self, split: str, *, dir: str | os.PathLike[str], exclude: str = "") -> None:
         """Lists the images, from a cache if nothing has changed; reads none.
 
         Args:
           split: "train" or "test".
           dir: the folder.
+          exclude: a pattern of file names to leave out, as "copy_*"; "" leaves out none. A class
+            of which nothing is left stays a class.
 
         Raises:
           ValueError: there is no such folder, it has no class folders, one of them has no images,
@@ -49,10 +52,14 @@ class FolderSource:
         parts = _parts(root, split)
         self._index = index_files(parts.get(split, root))
         self._rows = _hashed_rows(self._index, split) if not parts else None
+        if exclude:
+            self._rows = _rows_without(exclude, self._index, self._rows)
         if not len(self):
             raise ValueError(
                 f"no image of {root!r} falls into the {split} split, there are only "
-                f"{len(self._index)}; add images, or make the folders train and val."
+                f"{len(self._index)}"
+                + (f", and data.exclude={exclude!r} leaves some out" if exclude else "")
+                + "; add images, or make the folders train and val."
             )
         self.class_names: tuple[str, ...] = self._index.class_names
         self.num_classes: int = len(self.class_names)
@@ -117,3 +124,11 @@ def _hashed_rows(index: FileIndex, split: str) -> np.ndarray:
     )
     is_test = share < TEST_SHARE * 2**32
     return np.flatnonzero(is_test if split == "test" else ~is_test)
+
+
+def _rows_without(pattern: str, index: FileIndex, rows: np.ndarray | None) -> np.ndarray:
+    """Of some rows, or all, those whose file names do not match a pattern; int64."""
+    kept = range(len(index)) if rows is None else rows
+    names = (os.path.basename(index.relative_path(row)) for row in kept)
+    matches = np.array([fnmatch.fnmatchcase(os.fsdecode(name), pattern) for name in names], bool)
+    return np.asarray(kept, np.int64)[~matches]

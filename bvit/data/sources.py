@@ -38,6 +38,7 @@ def open_source(
     split_name: str = "",
     image_size: int = 224,
     seed: int = 0,
+    exclude: str = "",
 ) -> Source:
     """Opens one split of a data set; reads no image.
 
@@ -51,6 +52,7 @@ def open_source(
         take only the name of a whole split, or "".
       image_size: photos: side of the square that the model sees, in pixels.
       seed: photos: of the training crops.
+      exclude: folder: a pattern of file names to leave out.
 
     Returns:
       The source.
@@ -65,10 +67,12 @@ def open_source(
             f"{name} has no parts of splits: got {split_name!r}; leave data.{split}_split as it "
             "is, or use a tfds set."
         )
+    if exclude and name != "folder":
+        raise ValueError(f"data.exclude={exclude!r} leaves files of a folder out: {name} is none.")
     if name == "photos":
         return Photos(split, image_size=image_size, seed=seed)
     if name == "folder":
         if dir is None:
             raise ValueError("folder needs data.dir, the folder that the class folders are in.")
-        return FolderSource(split, dir=dir)
+        return FolderSource(split, dir=dir, exclude=exclude)
     return TfdsSource(name, split_name or TFDS_SPLITS[split], dir=dir)

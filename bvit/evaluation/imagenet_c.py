@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bvit.evaluation.rows import Row, policy_label
+from bvit.evaluation.rows import Row
 from bvit.image.conditions import IMAGENET_C
 from bvit.image.corruptions import ALEXNET_ERROR, SEVERITIES, corruption_error
 
@@ -32,7 +32,7 @@ def summarize(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """
     by_policy: dict[str, dict[str, float]] = {}
     for row in rows:
-        by_policy.setdefault(policy_label(row), {})[row["condition"]] = row["top1"]
+        by_policy.setdefault(row["policy"], {})[row["condition"]] = row["top1"]
     return [
         {"policy": policy, **_summary(top1)}
         for policy, top1 in by_policy.items()

@@ -88,16 +88,24 @@ def format_table(rows: Sequence[Row]) -> str:
     return align(table_lines(rows))
 
 
-def policy_label(row: Row) -> str:
-    """A row's policy as people type it."""
-    # Runs of before a policy's label held its budget have that in a key of its own.
-    budget = row.get("budget")
-    return row["policy"] if budget is None else f"{row['policy']}:{budget}"
+def upgrade(rows: Sequence[Row]) -> list[Row]:
+    """Rows as `make_rows` makes them now, from those of older runs, whose budgets stood apart."""
+    return [
+        row | {"policy": row["policy"] + ("" if row["budget"] is None else f":{row['budget']}")}
+        if "budget" in row
+        else row
+        for row in rows
+    ]
+
+
+def family(row: Row) -> str:
+    """A row's policy without its budget, "cluster" of "cluster:0.5": one line in a plot."""
+    return row["policy"].partition(":")[0]
 
 
 def format_cell(row: Row, key: str, form: str) -> str:
     """One of the `COLUMNS` of a row, as text."""
-    value = policy_label(row) if key == "policy" else row[key]
+    value = row[key]
     if value is None:
         return NOTHING
     scale = 100 if key in IN_PERCENT else 1

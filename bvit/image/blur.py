@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -142,7 +143,12 @@ def _blur(image: Array, sigma: Array, *, kernel_size: int) -> Array:
 
 @partial(jax.jit, static_argnames="kernel_size")
 def _random_blur(
-    keys: Array, image: Array, sigma_range: Sequence, probability: ArrayLike, *, kernel_size: int
+    keys: Array,
+    image: Array,
+    sigma_range: Sequence[Any],
+    probability: ArrayLike,
+    *,
+    kernel_size: int,
 ) -> Array:
     def blur(one: Array, key: Array) -> Array:
         sigma = _draw_sigma(key, sigma_range, probability)
@@ -153,7 +159,12 @@ def _random_blur(
 
 @partial(jax.jit, static_argnames="kernel_size")
 def _region_blur(
-    keys: Array, image: Array, sigma_range: Sequence, area_range: Sequence, *, kernel_size: int
+    keys: Array,
+    image: Array,
+    sigma_range: Sequence[Any],
+    area_range: Sequence[Any],
+    *,
+    kernel_size: int,
 ) -> tuple[Array, Array]:
     def blur(one: Array, key: Array) -> tuple[Array, Array]:
         sigma_key, area_key, noise_key = jax.random.split(key, 3)
@@ -165,13 +176,13 @@ def _region_blur(
     return map_images(blur, image, keys)
 
 
-def _draw_sigma(key: Array, sigma_range: Sequence, probability: ArrayLike) -> Array:
+def _draw_sigma(key: Array, sigma_range: Sequence[Any], probability: ArrayLike) -> Array:
     sigma_key, coin_key = jax.random.split(key)
     chosen = _uniform(coin_key, (0.0, 1.0)) < probability
     return jnp.where(chosen, _uniform(sigma_key, sigma_range), 0.0)
 
 
-def _uniform(key: Array, bounds: Sequence) -> Array:
+def _uniform(key: Array, bounds: Sequence[Any]) -> Array:
     return jax.random.uniform(key, dtype=jnp.float32, minval=bounds[0], maxval=bounds[1])
 
 

@@ -16,6 +16,7 @@ differences:
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -171,7 +172,7 @@ def _gaussian(key: Array, image: Array, sigma: float) -> Array:
 
 
 # What follows the image in each function, for severities 1 to 5 (make_imagenet_c.py).
-_BLURS: dict[str, tuple[Callable[..., Array], tuple[tuple, ...]]] = {
+_BLURS: dict[str, tuple[Callable[..., Array], tuple[tuple[Any, ...], ...]]] = {
     "defocus_blur": (_defocus, ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))),
     "glass_blur": (_glass, ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2))),
     "motion_blur": (_motion, ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))),

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,12 +42,12 @@ def uniform_each(
 
 
 @jax.jit
-def _uniform_each(keys: Array, ranges: Sequence, probability: ArrayLike) -> tuple[Array, ...]:
+def _uniform_each(keys: Array, ranges: Sequence[Any], probability: ArrayLike) -> tuple[Array, ...]:
     draw = partial(_draw, ranges=ranges, probability=probability)
     return vmap_batch(draw, keys.shape)(keys)
 
 
-def _draw(key: Array, *, ranges: Sequence, probability: ArrayLike) -> tuple[Array, ...]:
+def _draw(key: Array, *, ranges: Sequence[Any], probability: ArrayLike) -> tuple[Array, ...]:
     coin_key, *number_keys = jax.random.split(key, 1 + len(ranges))
     blurred = jax.random.uniform(coin_key) < probability
     return tuple(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +127,7 @@ def _variable_one(image: Array, sigma: Array, *, kernel_size: int) -> Array:
 
 @partial(jax.jit, static_argnames="shape")
 def _random_maps(
-    keys: Array, blurred: Array, sigma_range: Sequence, *, shape: tuple[int, int]
+    keys: Array, blurred: Array, sigma_range: Sequence[Any], *, shape: tuple[int, int]
 ) -> Array:
     def draw(key: Array, blurred: Array) -> Array:
         noise = smooth_noise(key, shape)

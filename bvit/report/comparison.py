@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bvit import config as config_lib
-from bvit.evaluation.rows import Row, format_value, policy_label
+from bvit.evaluation.rows import Row, format_value
 from bvit.evaluation.statistics import t_interval
 from bvit.report import lineage
 from bvit.run import Run
@@ -65,7 +65,7 @@ class Group:
         cells: dict[tuple[str, str], dict[int, Row]] = {}
         for run in self.runs:
             for row in run.results["rows"]:
-                cell = cells.setdefault((row["condition"], policy_label(row)), {})
+                cell = cells.setdefault((row["condition"], row["policy"]), {})
                 cell.setdefault(run.results["seed"], row)
         return [_mean_row(list(cell.values())) for cell in cells.values()]
 
@@ -94,8 +94,6 @@ def _mean_row(rows: Sequence[Row]) -> Row:
     if len(rows) == 1:
         return {**first, "seeds": 1}
     mean: Row = {key: statistics.fmean(row[key] for row in rows) for key in AVERAGED}
-    # Older runs had no empty places.
-    mean["tokens_used"] = statistics.fmean(row.get("tokens_used", row["tokens"]) for row in rows)
     mean["top1"], interval = t_interval([row["top1"] for row in rows])
     mean["ci95"] = [max(0.0, interval[0]), min(1.0, interval[1])]
     if all(row["difference"] is not None for row in rows):

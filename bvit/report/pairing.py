@@ -106,7 +106,7 @@ def rows(one: Group, baseline: Group, policy: str = KEEP) -> list[Row]:
             seed: (own, _partner(own, theirs, seed, (condition, policy)))
             for seed, own in sorted(tested.items())
         }
-        found.append({"condition": condition, "policy": label, "budget": None, **_compare(pairs)})
+        found.append({"condition": condition, "policy": label, **_compare(pairs)})
     return found
 
 

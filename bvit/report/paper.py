@@ -116,8 +116,8 @@ def _row_name(one: Group, table: Table) -> str:
 def _found(column: Column, one: Group) -> Row | None:
     if column.train not in ("", trained_on(one.runs[0].settings)):
         return None
-    wanted = (column.condition, column.policy, None)
-    return next((r for r in one.rows if (r["condition"], r["policy"], r["budget"]) == wanted), None)
+    wanted = (column.condition, column.policy)
+    return next((r for r in one.rows if (r["condition"], r["policy"]) == wanted), None)
 
 
 def _ours(column: Column, metric: str, groups: Sequence[Group]) -> str:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from bvit.evaluation.rows import Row, policy_label
+from bvit.evaluation.rows import Row, family
 
 COSTS = (("gflops", "GFLOPs for an image"), ("images_per_s", "images/s"))
 CURVES = (("loss", "training loss", 1), ("accuracy", "training accuracy (%)", 100))
@@ -82,7 +82,7 @@ def draw_tradeoff(groups: Rows) -> Figure:
                     (
                         row
                         for row in groups[group]
-                        if (row["condition"], row["policy"]) == (condition, policy)
+                        if (row["condition"], family(row)) == (condition, policy)
                     ),
                     key=lambda row: row[cost],
                 )
@@ -152,12 +152,12 @@ def _conditions(groups: Rows) -> list[str]:
 
 def _series(groups: Rows) -> Iterator[tuple[str, str, str, list[Row]]]:
     """Label, group, policy and rows of each colour."""
-    several = len({policy_label(row) for rows in groups.values() for row in rows}) > 1
+    several = len({row["policy"] for rows in groups.values() for row in rows}) > 1
     for group, rows in groups.items():
-        for policy in dict.fromkeys(policy_label(row) for row in rows):
-            chosen = [row for row in rows if policy_label(row) == policy]
+        for policy in dict.fromkeys(row["policy"] for row in rows):
+            chosen = [row for row in rows if row["policy"] == policy]
             label = _label(group, policy if several else "")
-            yield label, group, chosen[0]["policy"], chosen
+            yield label, group, family(chosen[0]), chosen
 
 
 def _label(*parts: str) -> str:

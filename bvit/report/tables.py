@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from bvit.evaluation.rows import COLUMNS, Row, format_cell, format_value, policy_label
+from bvit.evaluation.rows import COLUMNS, Row, format_cell, format_value
 from bvit.report.comparison import Group, caption
 
 NOT_RUN = "not run"
@@ -31,7 +31,7 @@ def result_lines(groups: Sequence[Group]) -> list[list[str]]:
     """A line for each condition, policy and group, in this order, with all that was measured."""
     lines = [[*groups[0].shown, *(title for _, title, _ in COLUMNS), "interval over"]]
     for condition in _in_order(row["condition"] for one in groups for row in one.rows):
-        for policy in _in_order(policy_label(row) for one in groups for row in one.rows):
+        for policy in _in_order(row["policy"] for one in groups for row in one.rows):
             for one in groups:
                 row = _find(one, condition, policy)
                 if row is not None:
@@ -43,7 +43,7 @@ def result_lines(groups: Sequence[Group]) -> list[list[str]]:
 def matrix_lines(groups: Sequence[Group]) -> list[list[str]]:
     """A line for each group and policy, a column for each condition: top-1 with its interval."""
     conditions = _in_order(row["condition"] for one in groups for row in one.rows)
-    policies = _in_order(policy_label(row) for one in groups for row in one.rows)
+    policies = _in_order(row["policy"] for one in groups for row in one.rows)
     lines = [[*groups[0].shown, "policy", *conditions, "interval over"]]
     for one in groups:
         for policy in policies:
@@ -73,9 +73,7 @@ def over(rows: Iterable[Row]) -> str:
 
 
 def _find(one: Group, condition: str, policy: str) -> Row | None:
-    return next(
-        (r for r in one.rows if (r["condition"], policy_label(r)) == (condition, policy)), None
-    )
+    return next((r for r in one.rows if (r["condition"], r["policy"]) == (condition, policy)), None)
 
 
 def _in_order(values: Iterable[str]) -> list[str]:

@@ -74,7 +74,13 @@ def operations(tokens: int, width: int, rounds: int = 9) -> float:
     return 2.0 * tokens**2 * width + 20.0 * rounds * tokens**2
 
 
-def _trees(features, weight, linkage, joins):
+_State = tuple[Array, Array, Array, Array, Array]
+_Joins = tuple[Int[Array, "*n t"], Float[Array, "*n t"]]  # into which token, and at what cost
+
+
+def _trees(
+    features: Float[Array, "n t d"], weight: Float[Array, "n t"], linkage: Linkage, joins: int
+) -> _Joins:
     if linkage not in get_args(Linkage):
         raise ValueError(f"linkage must be one of {', '.join(get_args(Linkage))}: got {linkage!r}.")
     weight = jax.lax.stop_gradient(weight).astype(jnp.float32)
@@ -90,7 +96,9 @@ def _trees(features, weight, linkage, joins):
     )
 
 
-def _distances(features, weight, linkage):
+def _distances(
+    features: Float[Array, "n t d"], weight: Float[Array, "n t"], linkage: Linkage
+) -> Float[Array, "n t t"]:
     """What joining each two tokens costs, [n, t, t]; infinite for a token and itself."""
     if linkage == "ward":
         features = features - features.mean(axis=1, keepdims=True)  # less cancellation below
@@ -106,7 +114,15 @@ def _distances(features, weight, linkage):
     return jnp.where(jnp.eye(features.shape[1], dtype=bool), jnp.inf, distance)
 
 
-def _joined(one, other, cost, weight_one, weight_other, weight, linkage):
+def _joined(
+    one: Float[Array, "t t"],
+    other: Float[Array, "t t"],
+    cost: Float[Array, "t 1"],
+    weight_one: Float[Array, "t 1"],
+    weight_other: Float[Array, "t 1"],
+    weight: Float[Array, "1 t"],
+    linkage: Linkage,
+) -> Float[Array, "t t"]:
     """The distance of two joined clusters from a third (Lance and Williams 1967)."""
     if linkage == "complete":
         return jnp.maximum(one, other)
@@ -118,14 +134,16 @@ def _joined(one, other, cost, weight_one, weight_other, weight, linkage):
     return ((weight_one + weight) * one + (weight_other + weight) * other - weight * cost) / total
 
 
-def _tree(distance, weight, *, linkage, joins):
+def _tree(
+    distance: Float[Array, "t t"], weight: Float[Array, " t"], *, linkage: Linkage, joins: int
+) -> _Joins:
     """The joins of one image: into which token each goes, and at what cost (infinite: never).
 
     At least the `joins` cheapest of the whole tree are there.
     """
     place = jnp.arange(len(weight), dtype=jnp.int32)
 
-    def turn(carry):
+    def turn(carry: _State) -> _State:
         distance, weight, into, cost, _ = carry
         low = distance.min(-1)
         # The first of equally near ones.
@@ -135,7 +153,7 @@ def _tree(distance, weight, *, linkage, joins):
         paid = jnp.where(stays, low, 0)[:, None]
         gained = jnp.where(stays, weight[nearest], 0)
 
-        def rows(matrix, others):
+        def rows(matrix: Array, others: Array) -> Array:
             new = _joined(
                 matrix, matrix[nearest], paid, weight[:, None], gained[:, None], others, linkage
             )

@@ -48,7 +48,9 @@ class Cluster(StagedPolicy):
         if count is None:
             return tokens
         own, patches, size = split(tokens, vit)
-        received = attention.weights.astype(jnp.float32).mean(axis=(1, 2))[:, vit.prefix :] / size
+        received = (
+            attention.needed_weights().astype(jnp.float32).mean(axis=(1, 2))[:, vit.prefix :] / size
+        )
         received = jax.lax.stop_gradient(received / received.mean(axis=1, keepdims=True))
         cluster = agglomerate.assign(patches, size * jnp.sqrt(received), count)
         return join(tokens, cluster, count, own, patches, size, size * received, keep_norm=True)

@@ -47,7 +47,7 @@ class Evit(StagedPolicy):
         patches = tokens.x[:, vit.prefix :]
         if count is None or count >= patches.shape[1]:
             return tokens
-        looked_at = attention.weights[:, :, 0, vit.prefix :].mean(axis=1)
+        looked_at = attention.needed_weights()[:, :, 0, vit.prefix :].mean(axis=1)
         rank = ranks(looked_at)
         kept = jnp.argsort(rank, axis=1)[:, : count - 1]
         fused = jnp.where(rank >= count - 1, looked_at, 0).astype(patches.dtype)

@@ -37,7 +37,7 @@ class Plan(struct.PyTreeNode):
     grid: tuple[int, int] = struct.field(pytree_node=False)
     blocks: bool = struct.field(pytree_node=False)
 
-    def take(self, values: Float[Array, "*b h w c"]) -> Float[Array, "*b t2 d"]:
+    def take(self, values: Float[Array, "*#b h w c"]) -> Float[Array, "*b t2 d"]:
         """The values of each token, of an image or of anything else that lies on the grid.
 
         Args:

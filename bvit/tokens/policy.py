@@ -68,6 +68,16 @@ class Attention(NamedTuple):
     key: Float[Array, "n t heads head_dim"]
     weights: Float[Array, "n heads t t"] | None
 
+    def needed_weights(self) -> Float[Array, "n heads t t"]:
+        """The weights, for a policy that reads them.
+
+        Raises:
+          ValueError: the encoder did not keep them.
+        """
+        if self.weights is None:
+            raise ValueError("the attention's weights are needed: let reads_weights return True.")
+        return self.weights
+
 
 class Tokens(struct.PyTreeNode):
     """The tokens between two layers of the encoder.

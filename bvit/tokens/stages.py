@@ -24,10 +24,9 @@ class StagedPolicy(Policy):
     at: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        many = isinstance(self.budget, tuple)
-        for budget in self.budget if many else (self.budget,):
+        for budget in self._budgets:
             check_budget(budget, self.label)
-        if many and len(self.budget) != len(self.at):
+        if isinstance(self.budget, tuple) and len(self.budget) != len(self.at):
             raise ValueError(
                 f"policy {self.label} names {len(self.budget)} budgets for {len(self.at)} blocks: "
                 f"type one for each, as {self.name}:0.4+0.15@5+9."
@@ -36,10 +35,13 @@ class StagedPolicy(Policy):
             raise ValueError(f"the blocks of policy {self.label} must ascend.")
 
     @property
+    def _budgets(self) -> tuple[Budget, ...]:
+        return self.budget if isinstance(self.budget, tuple) else (self.budget,)
+
+    @property
     def label(self) -> str:
         """The policy as people type it."""
-        budgets = self.budget if isinstance(self.budget, tuple) else (self.budget,)
-        text = f"{self.name}:{'+'.join(map(str, budgets))}"
+        text = f"{self.name}:{'+'.join(map(str, self._budgets))}"
         return text + ("@" + "+".join(map(str, self.at)) if self.at else "")
 
     def blocks(self, vit: ViTShape) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from bvit import distributed, sharding
 from bvit import experiment as experiment_lib
 from bvit.evaluation import imagenet_c
 from bvit.evaluation.evaluator import EvalResult, Evaluator, make_corrupt, make_shown
-from bvit.evaluation.rows import Row, make_rows, policy_label
+from bvit.evaluation.rows import Row, make_rows
 from bvit.experiment import Experiment
 from bvit.report import comparison, overlays, plots
 from bvit.run import Run, ancestors
@@ -108,4 +108,4 @@ def write(
 
 def curves(rows: list[Row]) -> dict[str, float]:
     """Accuracy as points on curves, one for each condition and policy."""
-    return {f"{row['condition']}/{policy_label(row)}": row["top1"] for row in rows}
+    return {f"{row['condition']}/{row['policy']}": row["top1"] for row in rows}

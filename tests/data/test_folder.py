@@ -49,6 +49,15 @@ def test_to_test_needs_no_training_images(tmp_path):
         FolderSource("train", dir=tmp_path / "set")
 
 
+def test_files_can_be_left_out_by_name_and_their_class_stays(tmp_path):
+    _fill(tmp_path / "set", "val/cat/1.jpg", "val/cat/copy_1.jpg", "val/dog/copy_2.jpg")
+    source = FolderSource("test", dir=tmp_path / "set", exclude="copy_*")
+    assert [Path(name).name for name in _names(source)] == ["1.jpg"]
+    assert source.class_names == ("cat", "dog")
+    with pytest.raises(ValueError, match=r"data.exclude='\*' leaves some out"):
+        FolderSource("test", dir=tmp_path / "set", exclude="*")
+
+
 @pytest.fixture
 def single(tmp_path):
     names = [f"{name}/{i}.jpg" for name in ("ant", "bee", "cow") for i in range(100)]

@@ -11,8 +11,7 @@ def rows(policy="keep", budget=None, share=0.5):
     return [
         {
             "condition": name,
-            "policy": policy,
-            "budget": budget,
+            "policy": policy if budget is None else f"{policy}:{budget}",
             "top1": share + shift[name.split(":")[1]] - int(name[-1]) / 20,
         }
         for name in IMAGENET_C

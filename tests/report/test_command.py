@@ -37,8 +37,7 @@ def result(model, *, condition="mix", init_from="", steps=10, seed=0, rows=(), *
 def make_row(condition, policy, top1, budget=None):
     return {
         "condition": condition,
-        "policy": policy,
-        "budget": budget,
+        "policy": policy if budget is None else f"{policy}:{budget}",
         "tokens": 64,
         "top1": top1,
         "top5": top1 + 0.1,

@@ -1,0 +1,1 @@
+"""Trained models on the test set: conditions × policies, costs and statistics."""
