@@ -10,7 +10,7 @@ Hyperparameters are those of the published ResNet training (He et al. 2016, sect
 momentum 0.9 and a rate of 0.1 for 256 pictures, weight decay 1e-4, 90 epochs, the rate divided by
 ten after 30 and 60. VGG without batch norm and GoogLeNet start at 0.01, as torchvision trains them.
 Full size costs days on one GPU. On ImageNet: not yet run. On ten of its classes (imagenette, 72 px,
-4 epochs, seed 0; commands and more in README.md), top-1 in % on sharp / blurred pictures:
+4 epochs, seed 0; commands and more in docs/results.md), top-1 in % on sharp / blurred pictures:
 
     resnet18, 8 minutes on 2 CPU cores     sharp 62.9 / 36.0, mix 58.5 / 57.3, blur 54.5 / 56.2
     vgg11_bn, a quarter of the width, 3    sharp 24.6 / 14.0, mix 26.6 / 25.5, blur 28.1 / 29.3

@@ -14,8 +14,8 @@ Other images and methods: --config.eval.conditions=stored:motion,wiener_blind:st
 `bvit.image.conditions`.
 
 Measured with a ResNet-18 trained on sharp images (imagenette, 72 px, 4 epochs), seed 0, on 1,907
-test images, top-1 in %; the README has intervals and models trained on blur. Two minutes on 2 CPU
-cores. PSNR and SSIM: not yet run.
+test images, top-1 in %; docs/results.md has intervals and models trained on blur. Two minutes on 2
+CPU cores. PSNR and SSIM: not yet run.
 
                                blur, stored  blur, noisy  sigma 3, stored  sigma 3, noisy    ms
     direct                             35.9         35.4             18.6            18.8   2.1

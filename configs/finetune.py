@@ -4,21 +4,21 @@
     python -m bvit.main --config=configs/finetune.py:model=resnet50,data=imagenet2012
     python -m bvit.main --config=configs/finetune.py:data=folder --config.data.dir=DIR
 
-The weights come from the Hugging Face hub (with the extra that README.md names), or with
+The weights come from the Hugging Face hub (pip install ".[hub]"), or with
 --config.init_from=FILE from a .safetensors, .npz or .pth file. On ImageNet their head is kept.
 
-A ViT (vit_small_patch16_224 by default) learns to work with fewer tokens: each step draws a budget,
-joins what is alike after the first two blocks, and learns from the labels and from the pass with
-every token, which learns beside it. On small ViTs that kept the accuracy of every token with half
-of them (README.md). The recipe is AugReg's for fine-tuning (Steiner et al. 2022, "How to train your
-ViT?", section 3.2, and the configs published with it): SGD with momentum 0.9, batch 512, 20,000
-steps on ImageNet, of which 500 warm up, a cosine, gradients clipped at a norm of 1, no weight
-decay, no dropout, pixels scaled to [-1, 1]. Its weights that had not seen ImageNet-1k started at a
-rate of 0.03; those here have, and start at a tenth.
+A ViT (vit_small_patch16_224 by default) learns to work with fewer tokens. Each step draws a budget
+of policy cluster, and learns from the labels and from the full pass, which is trained in the same
+step. On small ViTs and ten classes that kept the accuracy of every token with half of them, with
+the cluster policy of that time (docs/results.md). The recipe is AugReg's for fine-tuning (Steiner
+et al. 2022, "How to train your ViT?", section 3.2, and the configs published with it): SGD with
+momentum 0.9, batch 512, 20,000 steps on ImageNet, of which 500 warm up, a cosine, gradients clipped
+at a norm of 1, no weight decay, no dropout, pixels scaled to [-1, 1]. AugReg starts weights that
+have not seen ImageNet-1k at a rate of 0.03. These have seen it, and start at a tenth of that.
 
-A CNN (resnet50, vgg19, …) is trained on half blurred, half sharp pictures, which the paper skipped:
-25,000 steps of 256, five epochs of ImageNet, at a tenth of the rate of its training. For googlenet,
-which timm does not publish, give a file.
+A CNN (resnet50, vgg19, …) is trained on half blurred, half sharp images, which the paper did not
+try: 25,000 steps of 256, five epochs of ImageNet, at a tenth of the rate of its training. For
+googlenet, which timm does not publish, give a file.
 
 Neither has been run yet: ImageNet is not at hand.
 """

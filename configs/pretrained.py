@@ -4,9 +4,9 @@
         --config.data.dir=DIR --config.init_from=deit_tiny_patch16_224.safetensors
 
 `model` is a row of the model table, `init_from` a file of its published weights, or
-hf:timm/deit_tiny_patch16_224.fb_in1k with the extra that README.md names. `data` is folder, with
-the class folders in DIR/val, or a tfds set. No training images are needed. Folders that are named
-by WordNet ids are read in ImageNet's order.
+hf:timm/deit_tiny_patch16_224.fb_in1k after pip install ".[hub]". `data` is folder, with the class
+folders in DIR/val, or a tfds set. No training images are needed. Folders that are named by WordNet
+ids are read in ImageNet's order.
 
 Images are prepared as timm's evaluation does for these weights: the short side resized to 256 by
 bicubic interpolation, a centre crop of 224, ImageNet's mean and standard deviation. AugReg's ViTs

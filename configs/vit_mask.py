@@ -4,17 +4,10 @@
     python -m bvit.main --config=configs/vit_mask.py:folder --config.data.dir=DIR
     python -m bvit.main --config=configs/vit_mask.py:imagenet2012    # or any tfds set
 
-`folder` takes class folders of pictures (DIR/train/CLASS/*, DIR/val/CLASS/*). Measured on 2 CPU
-cores, seed 0, top-1 in % on sharp / blurred / region-blurred pictures; intervals are in README.md:
-
-    photos, 3 minutes
-        keep 63.1 / 58.2 / 57.6, zero 40.7 / 11.3 / 14.1, merge:31 61.8 / 61.8 / 62.3
-        cluster:32 60.5 / 57.0 / 57.5 (not trained for)
-    folder (imagenette), 144 patches, three seeds: commands and table in README.md
-    folder (imagenette, --config.model.merge_detail=True --config.tokens.score=laplacian), 35
-    minutes of CPU time
-        keep 57.8 / 57.6 / 56.5, zero 49.8 / 31.3 / 44.3, merge:31 54.7 / 54.5 / 54.2
-    imagenet2012, other tfds sets: not yet run
+`folder` takes class folders of images (DIR/train/CLASS/*, DIR/val/CLASS/*). On the embedded
+photographs: three minutes on 2 CPU cores, table in docs/guide.md. On ten classes of ImageNet
+(imagenette): tables in docs/results.md, measured with the policies of that time; with today's, not
+yet run. imagenet2012 and other tfds sets: not yet run.
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -58,7 +58,7 @@ def sheet(
     for strip, (name, numbers) in zip(axes, rows.items(), strict=True):
         for i, cell in enumerate(strip):
             drawn = image[i] if numbers is None else draw(image[i], numbers[i])
-            cell.imshow(np.clip(drawn, 0, 1), interpolation="nearest")
+            cell.imshow(np.clip(drawn, 0, 1), interpolation="antialiased")
             cell.set(xticks=[], yticks=[])
             cell.spines[:].set_visible(False)
         strip[0].set_ylabel(name)
