@@ -59,7 +59,7 @@ def paired_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, tuple[float,
     return float(each.mean()), (max(-1.0, middle - half), min(1.0, middle + half))
 
 
-def t_interval(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
+def t_interval(values: Sequence[float] | np.ndarray) -> tuple[float, tuple[float, float]]:
     """Mean of independent repetitions, such as seeds, with its 95 % interval (Student 1908).
 
     Args:
