@@ -55,4 +55,4 @@ def test_importing_needs_nothing_else(python):
 
 
 def test_the_readmes_snippet_runs(python):
-    isolated(python, blocks(README)[0] + "\nassert logits.shape == (8, 10)")
+    isolated(python, blocks(README)[0] + "\nassert logits.shape == (8, 1000)")
