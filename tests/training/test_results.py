@@ -6,13 +6,9 @@ from matplotlib.figure import Figure
 
 from bvit.experiment import prepare
 from bvit.training import results
+from bvit.training.metrics import MetricsWriter
 from bvit.training.state import create_state
 from configs.vit_mask import get_config
-
-
-class Writer:
-    def image(self, step, name, pixels):
-        pass
 
 
 def test_samples_have_a_row_for_each_policy_but_keep(monkeypatch, tmp_path):
@@ -34,7 +30,7 @@ def test_samples_have_a_row_for_each_policy_but_keep(monkeypatch, tmp_path):
         optimizer=experiment.optimizer,
         image_size=config.data.image_size,
     )
-    results.show_samples(experiment, state, Writer(), tmp_path)
+    results.show_samples(experiment, state, MetricsWriter(None, start_step=0), tmp_path)
     ((image, where),) = drawn
     assert list(where) == ["drop:9", "cluster:0.5@1"]
     assert len(image) == results.SAMPLES == len(where["drop:9"])
