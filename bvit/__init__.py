@@ -13,6 +13,7 @@ stopping.end_commands_quietly()  # before what takes seconds to load
 
 from bvit import image, models  # noqa: E402
 from bvit.image import (  # noqa: E402
+    focus_map,
     gaussian_blur,
     mask_patches,
     patch_laplacian_variance,
@@ -22,6 +23,7 @@ from bvit.image import (  # noqa: E402
 )
 
 __all__ = [
+    "focus_map",
     "gaussian_blur",
     "image",
     "mask_patches",

@@ -1,0 +1,1 @@
+"""What makes one figure or table of the documentation, each a command."""
