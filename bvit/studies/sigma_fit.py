@@ -139,3 +139,23 @@ def _sharp(pixels):
 def _unscaled(found, mean, spread):
     slopes = found[:-1] / spread
     return (float(found[-1] - slopes @ mean), *map(float, slopes))
+
+
+def table(examples: Sequence[Blurred], found: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
+    """Errors at each true sigma, and where the estimate is confident, as Markdown."""
+    lines = ["| true σ | median | mean error | right | confident | right where confident |"]
+    lines.append("|" + " --- |" * 6)
+    for true in SIGMAS:
+        pairs = [x for x, one in zip(found, examples, strict=True) if one.sigma == true]
+        sigma, sure = (np.concatenate(part) for part in zip(*pairs, strict=True))
+        right, confident = is_right(sigma, np.full(len(sigma), true)), sure > 0.5
+        cells = [
+            f"{true:g}",
+            f"{np.median(sigma):.2f}",
+            f"{np.abs(sigma - true).mean():.2f}",
+            f"{right.mean():.2f}",
+            f"{confident.mean():.2f}",
+            f"{right[confident].mean():.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
