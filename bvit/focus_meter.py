@@ -38,6 +38,7 @@ from bvit.image.focus_map import (
     FITTED,
     FLAT,
     FLAT_NOISE,
+    SEEN,
     both_log_odds,
     grey_levels,
 )
@@ -60,7 +61,7 @@ LEAST_SEEN = 0.005
 SHARPEST = 0.1
 # Log-odds that something is in focus: of mean log-odds of 0 among the sharpest, and for each unit.
 # `python -m bvit.studies.focus fit` prints them.
-WHOLE = (0.0, 1.0)
+WHOLE = (-3.83, 1.634)
 # Where more than this share of a picture is blurred, it is called partly blurred.
 PARTLY = 0.1
 
@@ -239,10 +240,8 @@ def judge(cells: Float[np.ndarray, "channels m n"], pixels: Pixels) -> Focus:
             width, height, "unknown", None, None, 1 - share, None, None, "flat", *nothing[:3],
             probability,
         )  # fmt: skip
-    odds, weight = log_odds[seen], structure[seen] / (structure[seen] + 20)
-    count = max(1, round(SHARPEST * odds.size))
-    best = float(np.partition(odds, -count)[-count:].mean())
-    sharp = float(1 / (1 + np.exp(-(WHOLE[0] + WHOLE[1] * best))))
+    odds, weight = log_odds[seen], structure[seen] / (structure[seen] + SEEN)
+    sharp = float(1 / (1 + np.exp(-(WHOLE[0] + WHOLE[1] * sharpest(odds)))))
     out = odds < 0
     blurred = float(out.mean())
     sigmas, trust = sigma[seen], weight * sure[seen]
@@ -272,6 +271,12 @@ def judge(cells: Float[np.ndarray, "channels m n"], pixels: Pixels) -> Focus:
         motion_angle=float(moved.angle),
         motion_confidence=float(moved.confidence),
     )
+
+
+def sharpest(log_odds: Float[np.ndarray, " n"]) -> float:
+    """Mean log-odds of the sharpest share of the cells where something tells."""
+    count = max(1, round(SHARPEST * log_odds.size))
+    return float(np.partition(log_odds, -count)[-count:].mean())
 
 
 def _in_blocks(cells, noise):

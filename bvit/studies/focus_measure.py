@@ -12,14 +12,14 @@ from jaxtyping import Bool, Float
 
 from bvit.data.decode import Pixels
 from bvit.data.listing import list_pictures
-from bvit.focus_meter import FocusMeter
+from bvit.focus_meter import WHOLE, FocusMeter
 from bvit.image.focus import patch_laplacian_variance
 from bvit.image.focus_map import focus_map
 from bvit.image.motion import estimate_motion
 from bvit.image.pixels import to_float
 from bvit.image.scores import SCORES, THRESHOLDS
 from bvit.image.sigma import estimate_sigma
-from bvit.studies.focus_fit import Measured, area_under_curve
+from bvit.studies.focus_fit import Measured, area_under_curve, regression
 from bvit.studies.focus_truth import (
     CHANGES,
     PATCH,
@@ -223,6 +223,34 @@ def whole_table(truth: Sequence[Truth], sharp: Sequence[str], rng: np.random.Gen
     for what, found in counts.items():
         lines.append(f"| {what} | " + " | ".join(str(found.count(v)) for v in verdicts) + " |")
     return "\n".join(lines)
+
+
+def fit_whole(
+    truth: Sequence[Truth], sharp: Sequence[str], rng: np.random.Generator
+) -> Float[np.ndarray, " 2"]:
+    """`bvit.focus_meter.WHOLE`: from the sharpest log-odds to those of the whole photograph.
+
+    Photographs that are in focus, in part or in whole, against sharp ones blurred by a Gaussian of
+    1 to 3 pixels or by motion; both sides count alike.
+    """
+    in_focus = [_sharpest(one.pixels) for one in truth]
+    blurred = []
+    for pixels in _sharp(sharp, 60):
+        in_focus.append(_sharpest(pixels))
+        kernels = [motion_kernel(length, rng.uniform(0, 180)) for length in (6, 15)]
+        seen = [cv2.GaussianBlur(pixels, (0, 0), sigma) for sigma in (1.0, 1.5, 2.0, 3.0)]
+        blurred += [_sharpest(x) for x in (*seen, *(cv2.filter2D(pixels, -1, k) for k in kernels))]
+    x = np.array([*in_focus, *blurred])
+    y = np.repeat([1.0, 0.0], [len(in_focus), len(blurred)])
+    counts = len(x) / 2 / np.where(y == 1, len(in_focus), len(blurred))
+    told = np.isfinite(x)
+    slope, constant = regression(x[told, None], y[told], counts[told])
+    return np.array([constant, slope])
+
+
+def _sharpest(pixels):
+    share = FocusMeter()(pixels).sharp
+    return np.nan if share is None else (np.log(share / (1 - share)) - WHOLE[0]) / WHOLE[1]
 
 
 def motion_table(sharp: Sequence[str], rng: np.random.Generator) -> str:
