@@ -49,17 +49,17 @@ class Weights(NamedTuple):
 # Printed by `python -m bvit.studies.focus fit`; docs/focus.md has the whole command and the data.
 # fmt: off
 FITTED = Weights(
-    bias=-9.0841,
+    bias=-9.3651,
     linear=(
-        -0.47733, -0.11478, -5.9554, 0.47261, 5.3743, 1.863,
-        0.048629, 2.9442, 0.072772, 0.88813, 1.0173, 0.20818,
+        -0.49372, -0.19206, -6.1778, 0.38282, 5.5337, 2.0402,
+        0.030183, 3.0588, 0.11586, 0.90839, 1.1598, 0.091189,
     ),
     square=(
-        0.19079, 0.043017, 0.28394, 0.10762, -0.24329, -0.14143,
-        -0.014287, 0.32475, -0.010131, -0.29068, -0.14899, -0.491,
+        0.19492, 0.047991, 0.28716, 0.11889, -0.24387, -0.16217,
+        -0.0088608, 0.17274, 0.026085, -0.31847, -0.1572, -0.51251,
     ),
-    own=0.1892,
-    neighbours=0.993,
+    own=0.1605,
+    neighbours=1.018,
 )
 # fmt: on
 
@@ -67,9 +67,9 @@ FITTED = Weights(
 MOST = 8.0
 # A cell counts by the share of its structure above this variance (squared grey levels) and so many
 # noise variances.
-SEEN, SEEN_NOISE = 20.0, 5.0
+SEEN, SEEN_NOISE = 20.0, 3.67
 # Nothing tells in a cell whose structure is far below this variance and the noise's.
-FLAT, FLAT_NOISE = 1.0, 0.3
+FLAT, FLAT_NOISE = 1.0, 0.22
 # Neighbours count by a Gaussian of this many cells up to this distance, and the less the more grey
 # levels they differ by: at this many, 0.64. Their mean shrinks to 0 where they weigh less in all
 # than the last.

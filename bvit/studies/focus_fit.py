@@ -98,7 +98,7 @@ def fit(examples: Sequence[Measured], rng: np.random.Generator, *, share: float 
         own=0.5,
         neighbours=0.5,
     )
-    both = [patch_log_odds(one, weights) for one in examples]
+    both = [to_patches(both_of_cells(one, weights)) for one in examples]
     clear = [one.truth.clear for one in examples]
     x = np.concatenate([b[:, c].T for b, c in zip(both, clear, strict=True)])
     sharp = np.concatenate([one.truth.sharp[c] for one, c in zip(examples, clear, strict=True)])
@@ -142,14 +142,17 @@ def regression(
     return found
 
 
-def patch_log_odds(one: Measured, weights: Weights) -> Float[np.ndarray, "2 rows columns"]:
-    """Of each patch, the mean over its cells of their own log-odds, and of their neighbours'."""
+def both_of_cells(one: Measured, weights: Weights) -> Float[np.ndarray, "2 m n"]:
+    """Each cell's own log-odds, and its neighbours'."""
     packed = jnp.asarray([weights.bias, *weights.linear, *weights.square], jnp.float32)
-    both = _both(one.found, one.structure, one.mean, one.noise, packed)
-    both = np.asarray(both)
-    rows, columns = one.truth.sharp.shape
-    cells = both.reshape(2, rows, CELLS_PER_PATCH, columns, CELLS_PER_PATCH)
-    return cells.mean((2, 4))
+    return np.asarray(_both(one.found, one.structure, one.mean, one.noise, packed))
+
+
+def to_patches(x: Float[np.ndarray, "*b m n"]) -> Float[np.ndarray, "*b rows columns"]:
+    """Means over the cells of each patch."""
+    *batch, rows, columns = x.shape
+    side = CELLS_PER_PATCH
+    return x.reshape(*batch, rows // side, side, columns // side, side).mean((-3, -1))
 
 
 @jax.jit
@@ -160,14 +163,14 @@ def _both(found, structure, mean, noise, packed):
     return jnp.stack(both_log_odds(found, structure, valid, mean, noise, weights))
 
 
-def log_odds(one: Measured, weights: Weights) -> Float[np.ndarray, "rows columns"]:
-    """The log-odds of each patch."""
-    own, neighbours = patch_log_odds(one, weights)
+def log_odds(one: Measured, weights: Weights) -> Float[np.ndarray, "m n"]:
+    """The log-odds of each cell."""
+    own, neighbours = both_of_cells(one, weights)
     return weights.own * own + weights.neighbours * neighbours
 
 
 def left_out(examples: Sequence[Measured], rng: np.random.Generator) -> list[np.ndarray]:
-    """The log-odds of each example's patches, by weights that saw nothing of its scene."""
+    """The log-odds of each example's cells, by weights that saw nothing of its scene."""
     scenes = sorted({one.truth.scene for one in examples})
     fold = dict(zip(rng.permutation(scenes), np.arange(len(scenes)) % FOLDS, strict=True))
     found: list[np.ndarray] = [np.empty(0)] * len(examples)
@@ -198,7 +201,7 @@ def grouped(examples: Sequence[Measured], scores: Sequence[np.ndarray]) -> list[
     for kind, scale in sorted({(e.truth.kind, e.truth.scale) for e in examples}):
         for change in CHANGES:
             chosen = [
-                (score[e.truth.clear], e.truth.sharp[e.truth.clear])
+                (to_patches(score)[e.truth.clear], e.truth.sharp[e.truth.clear])
                 for e, score in zip(examples, scores, strict=True)
                 if (e.truth.kind, e.truth.scale, e.change) == (kind, scale, change)
             ]

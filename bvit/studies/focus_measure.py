@@ -191,7 +191,7 @@ def mask_table(truth: Sequence[Truth]) -> str:
 
 
 def left_out_details(examples: Sequence[Measured], scores: Sequence[np.ndarray]) -> str:
-    """Fβ of the drawn maps by weights that never saw the photograph, from patches of 16 pixels."""
+    """Fβ of the drawn maps by weights that never saw the photograph; cells are interpolated."""
     rows, names = [], []
     for one, score in zip(examples, scores, strict=True):
         if one.truth.mask is not None and one.change == "as it is":

@@ -52,10 +52,10 @@ def test_noise_is_measured():
     noise = np.random.default_rng(0).normal(128, 5, (256, 256)).astype(np.float32)
     cells = evidence.cell_energies(noise)
     valid = jnp.ones((32, 32), bool)
-    assert 5**2 * 0.75 < evidence.noise_variance(cells, valid) < 5**2 * 1.25
+    np.testing.assert_allclose(evidence.noise_variance(cells, valid), 25, rtol=0.1)
     # Clipped cells show no noise, and count not.
     dark = cells.at[:, :16].set(0.0)
-    assert 5**2 * 0.75 < evidence.noise_variance(dark, valid) < 5**2 * 1.25
+    np.testing.assert_allclose(evidence.noise_variance(dark, valid), 25, rtol=0.15)
     assert evidence.noise_variance(jnp.zeros_like(cells), valid) == 0
 
 
@@ -92,11 +92,9 @@ def test_sharp_and_blurred_regions_are_told_apart(photograph):
 
 
 def test_where_nothing_tells_it_says_so(photograph):
-    flat = jnp.full((64, 72, 1), 0.4)
-    np.testing.assert_allclose(focus_map(flat), 0.5, atol=1e-3)
+    np.testing.assert_allclose(focus_map(jnp.full_like(photograph, 0.4)), 0.5, atol=1e-3)
     half = photograph.at[:, :112].set(0.6)
     np.testing.assert_allclose(focus_map(half)[:, :3], 0.5, atol=0.02)
-    assert np.isfinite(jax.grad(lambda x: focus_map(x).sum())(flat)).all()
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (3, 50, 1), (17, 16, 3)])
@@ -115,12 +113,14 @@ def test_batch_axes_transformations_and_dtypes_agree(photograph):
     np.testing.assert_allclose(found[1, 0], focus_map(images[1, 0], patch_size=20), atol=1e-5)
     mapped = jax.jit(jax.vmap(lambda x: focus_map(x, patch_size=20)))(images)
     np.testing.assert_allclose(found, mapped, atol=1e-5)
-    half = focus_map(images.astype(jnp.bfloat16), patch_size=20)
+
+
+def test_grey_and_half_precision(photograph):
+    image = photograph[:64, :64].astype(jnp.float16)
+    half = focus_map(image)
     assert half.dtype == jnp.float32
-    np.testing.assert_allclose(half.mean(), found.mean(), atol=0.1)
-    grey = images.mean(-1, keepdims=True)
-    rgb = jnp.repeat(grey, 3, axis=-1)
-    np.testing.assert_allclose(focus_map(grey), focus_map(rgb), atol=1e-3)
+    grey = (image.astype(jnp.float32) @ jnp.asarray([0.299, 0.587, 0.114]))[..., None]
+    np.testing.assert_allclose(focus_map(grey), half, atol=0.02)
 
 
 def test_sharded_over_devices(photograph):
@@ -132,9 +132,11 @@ def test_sharded_over_devices(photograph):
 
 
 def test_gradients_are_finite(photograph):
-    slope = jax.grad(lambda x: focus_map(x).sum())(photograph[:64, :64])
-    assert np.isfinite(slope).all()
-    assert np.abs(slope).max() > 0
+    slope = jax.jit(jax.grad(lambda x: focus_map(x).sum()))
+    of_photograph = slope(photograph[:64, :64])
+    assert np.isfinite(of_photograph).all()
+    assert np.abs(of_photograph).max() > 0
+    assert np.isfinite(slope(jnp.full((64, 64, 3), 0.4))).all()
 
 
 @pytest.mark.parametrize("function", [focus_map, blur_map])
