@@ -102,10 +102,10 @@ def measure(options: argparse.Namespace) -> dict[str, str]:
     output = OUTPUTS[options.format]()
     rows: list[dict[str, Any]] = []
     bar = tqdm(total=len(paths), unit=" images", leave=False, dynamic_ncols=True, smoothing=0.1)
-    with bar, read_pictures(paths) as pictures:
-        for (path, pixels), found in FocusMeter().each(pictures):
-            if isinstance(found, UnreadableImageError):
-                failures[str(path)] = str(found)
+    with bar, read_pictures(paths, FocusMeter()) as pictures:
+        for path, pixels, found in pictures:
+            if isinstance(pixels, UnreadableImageError):
+                failures[str(path)] = str(pixels)
             else:
                 row = make_row(path, found)
                 try:

@@ -110,7 +110,7 @@ class _Open(NamedTuple):
 
 
 class FocusMeter:
-    """Measures photographs one after the other, their tiles several at once."""
+    """Measures photographs, their tiles several at once. Threads may share it: it has no state."""
 
     def each(
         self, pictures: Iterable[tuple[Any, Pixels | UnreadableImageError]]
@@ -179,7 +179,8 @@ def _tiles(picture):
 
 
 def _measure_tiles(batch):
-    tiles = np.zeros((TILES, TILE, TILE, 3), np.uint8)
+    # Two programs: most small pictures are one tile.
+    tiles = np.zeros((1 if len(batch) == 1 else TILES, TILE, TILE, 3), np.uint8)
     for i, (_, _, tile) in enumerate(batch):
         tiles[i] = tile
     found = np.asarray(_tile_cells(tiles))

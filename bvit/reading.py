@@ -4,9 +4,10 @@ import contextlib
 import io
 import os
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -18,27 +19,31 @@ PIXELS_AHEAD = 24_000_000
 # Larger pictures are refused: 600 MB of pixels.
 MOST_PIXELS = 200_000_000
 
-Picture = tuple[Path, Pixels | UnreadableImageError]
+Picture = tuple[Path, Pixels | UnreadableImageError, Any]
 
 
 @contextlib.contextmanager
-def read_pictures(paths: Sequence[Path]) -> Generator[Iterator[Picture], None, None]:
-    """Decodes pictures in threads while others are used.
+def read_pictures(
+    paths: Sequence[Path], then: Callable[[Pixels], Any]
+) -> Generator[Iterator[Picture], None, None]:
+    """Decodes pictures in threads, and does something with each there, while others are used.
 
     Args:
       paths: the files.
+      then: what is done with the pixels; several threads call it at once.
 
     Yields:
-      An iterator over each file with its uint8 RGB pixels, or with why there are none.
+      An iterator over each file, in order, with its uint8 RGB pixels or why there are none, and
+      what `then` made of them (None where there are none).
     """
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        yield _in_order(paths, pool)
+        yield _in_order(paths, pool, then)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _in_order(paths, pool):
+def _in_order(paths, pool, then):
     waiting: deque = deque()
     pending, ahead = deque(paths), 0
     while pending or waiting:
@@ -47,11 +52,11 @@ def _in_order(paths, pool):
             size = pixel_count(path)
             if waiting and ahead + size > PIXELS_AHEAD:
                 break
-            waiting.append((pending.popleft(), size, pool.submit(_read, path, size)))
+            waiting.append((pending.popleft(), size, pool.submit(_do, path, size, then)))
             ahead += size
         path, size, future = waiting.popleft()
         ahead -= size
-        yield path, future.result()
+        yield path, *future.result()
 
 
 def pixel_count(path: Path) -> int:
@@ -63,6 +68,11 @@ def pixel_count(path: Path) -> int:
         return MOST_PIXELS + 1
     except Exception:  # Pillow's parsers raise nearly anything; `decode` will say what is wrong
         return 0
+
+
+def _do(path, size, then):
+    pixels = _read(path, size)
+    return pixels, None if isinstance(pixels, UnreadableImageError) else then(pixels)
 
 
 def _read(path: Path, size: int) -> Pixels | UnreadableImageError:
