@@ -14,6 +14,7 @@ interrupt.end_commands_quietly()  # before what takes seconds to load
 from bvit import image, models, tokens  # noqa: E402
 from bvit.classify import classify  # noqa: E402
 from bvit.image import (  # noqa: E402
+    focus_map,
     gaussian_blur,
     mask_patches,
     patch_laplacian_variance,
@@ -24,6 +25,7 @@ from bvit.image import (  # noqa: E402
 
 __all__ = [
     "classify",
+    "focus_map",
     "gaussian_blur",
     "image",
     "mask_patches",

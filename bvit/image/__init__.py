@@ -6,6 +6,7 @@ to vmap (on a CPU it stays in the cache), and shard_map where it is sharded over
 
 from bvit.image import corruptions, deblur
 from bvit.image.blur import gaussian_blur, random_gaussian_blur, region_blur
+from bvit.image.blur_map import BlurMap, blur_map
 from bvit.image.camera import (
     anisotropic_gaussian_blur,
     box_blur,
@@ -19,8 +20,10 @@ from bvit.image.camera import (
 )
 from bvit.image.color import random_color_jitter
 from bvit.image.focus import mask_patches, patch_laplacian_variance, patch_mask
+from bvit.image.focus_map import focus_map
 from bvit.image.fourier import convolve
 from bvit.image.glass import glass_blur, random_glass_blur
+from bvit.image.motion import Motion, estimate_motion
 from bvit.image.noise import sensor_noise
 from bvit.image.pixels import check_image, grayscale, normalize, to_float
 from bvit.image.region import region_mask
@@ -29,14 +32,19 @@ from bvit.image.variable import random_variable_gaussian_blur, variable_gaussian
 from bvit.image.zoom import random_zoom_blur, zoom_blur
 
 __all__ = [
+    "BlurMap",
+    "Motion",
     "anisotropic_gaussian_blur",
+    "blur_map",
     "box_blur",
     "check_image",
     "convolve",
     "corruptions",
     "deblur",
     "defocus_blur",
+    "estimate_motion",
     "estimate_sigma",
+    "focus_map",
     "gaussian_blur",
     "glass_blur",
     "grayscale",

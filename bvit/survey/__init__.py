@@ -1,0 +1,1 @@
+"""Surveys of photographs: measured in batches, printed, and sorted into folders."""
