@@ -4,6 +4,7 @@
 the measures of the focus map, which cost nothing more where that is wanted too.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -91,14 +92,14 @@ def blur_map(image: Float[ArrayLike, "*b h w c"], *, patch_size: int = 16) -> Bl
 
 
 @partial(jax.jit, static_argnames="patch_size")
-def _blur_map(image, *, patch_size):
-    def one(image):
+def _blur_map(image: Array, *, patch_size: int) -> BlurMap:
+    def one(image: Array) -> BlurMap:
         grey = grey_levels(image)
         cells = cell_energies(pad_to_cells(grey))
         valid = jnp.ones(cells.shape[1:], bool)
         found, structure = measures(cells, valid, noise_variance(cells, valid))
-        found = sigma_and_confidence(found, structure)
-        return BlurMap(*(cells_to_patches(x, grey.shape, patch_size) for x in found))
+        both = sigma_and_confidence(found, structure)
+        return BlurMap(*(cells_to_patches(x, grey.shape, patch_size) for x in both))
 
     return map_images(one, image)
 
@@ -115,7 +116,7 @@ def sigma_and_confidence(
     return sigma, seen * jax.nn.sigmoid(_polynomial(found, weights.confidence))
 
 
-def _polynomial(found, weights):
+def _polynomial(found: Array, weights: Sequence[float]) -> Array:
     count = len(found)
     terms = zip(weights[1 : 1 + count], weights[1 + count :], found, strict=True)
     return weights[0] + sum((square * x + linear) * x for linear, square, x in terms)

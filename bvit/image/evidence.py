@@ -5,6 +5,8 @@ are 64 times fewer, and so a large picture can be taken apart into tiles here an
 again without a seam (`REACH` pixels of surroundings make a tile's cells exact).
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -45,7 +47,7 @@ def cell_energies(grey: Float[Array, "h w"]) -> Float[Array, "channels h/8 w/8"]
       For each cell `PER_SCALE` energies at each of the `SCALES`, the finest first, in squared grey
       levels; then the energy of the diagonal detail at the finest; then the mean grey level.
     """
-    channels, side, diagonal = [], CELL, None
+    channels, side, diagonal = [], CELL, jnp.zeros(())
     for scale in range(SCALES):
         # Kept in memory once: XLA would compute it again for each of its neighbours' energies,
         # which took four times as long.
@@ -103,22 +105,23 @@ def smooth_cells(
     return total[:-1] / jnp.maximum(total[-1], 1e-6)
 
 
-def gaussian_taps(sigma: float, radius: int) -> Float[np.ndarray, " 2r+1"]:
+def gaussian_taps(sigma: float, radius: int) -> Float[np.ndarray, " taps"]:
     """Weights of a Gaussian window, of sum 1."""
     taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     return (taps / taps.sum()).astype(np.float32)
 
 
-def blur_cells(x: Float[Array, "k m n"], taps: Float[np.ndarray, " 2r+1"]) -> Float[Array, "k m n"]:
+def blur_cells(x: Float[Array, "k m n"], taps: Float[np.ndarray, " taps"]) -> Float[Array, "k m n"]:
     """Filters a grid of cells along both axes, with zeros around it."""
     radius = len(taps) // 2
     for axis in (1, 2):
         padding = [(radius, radius) if i == axis else (0, 0) for i in range(3)]
         padded, size = jnp.pad(x, padding), x.shape[axis]
-        x = sum(
+        filtered: Any = sum(
             float(tap) * lax.slice_in_dim(padded, i, i + size, axis=axis)
             for i, tap in enumerate(taps)
         )
+        x = filtered
     return x
 
 
@@ -128,11 +131,11 @@ def pad_to_cells(grey: Float[Array, "h w"]) -> Float[Array, "h8 w8"]:
     return jnp.pad(grey, padding, mode="symmetric") if np.any(padding) else grey
 
 
-def _cell_means(x, side):
+def _cell_means(x: Array, side: int) -> Array:
     height, width = x.shape
     # Whole lines are added first. As a reduction, this took XLA twice as long.
-    rows = x.reshape(height // side, side, width)
-    rows = sum(rows[:, line] for line in range(side))
+    lines = x.reshape(height // side, side, width)
+    rows: Any = sum(lines[:, line] for line in range(side))
     return rows.reshape(height // side, width // side, side).sum(2) / side**2
 
 
@@ -225,7 +228,7 @@ def measures(
     return jnp.stack(found), structure
 
 
-def _log_tensor(tensor, scale, noise):
+def _log_tensor(tensor: Array, scale: int, noise: Array) -> Array:
     """Logarithms of a gradient's energy along each of the directions, [directions, m, n]."""
     level = noise * NOISE_GRADIENT / 4**scale
     floor = FLOOR / 4**scale / 2 + NOISE_FLOOR / 2 * level
@@ -238,13 +241,13 @@ def _log_tensor(tensor, scale, noise):
     return jnp.log(jnp.maximum(jnp.stack(energy), FLOOR / 4**scale / 4))
 
 
-def _log_gradient(cells, scale, noise):
+def _log_gradient(cells: Array, scale: int, noise: Array) -> Array:
     level = 2 * noise * NOISE_GRADIENT / 4**scale
     energy = cells[PER_SCALE * scale + XX] + cells[PER_SCALE * scale + YY]
     return jnp.log(jnp.maximum(energy - level, 0) + FLOOR / 4**scale + NOISE_FLOOR / 2 * level)
 
 
-def _log_laplacian(energy, scale, noise):
+def _log_laplacian(energy: Array, scale: int, noise: Array) -> Array:
     level = noise * NOISE_LAPLACIAN / 4**scale
     floor = NOISE_LAPLACIAN / 2 * FLOOR / 4**scale
     return jnp.log(jnp.maximum(energy - level, 0) + floor + NOISE_FLOOR / 2 * level)

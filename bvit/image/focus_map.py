@@ -121,11 +121,11 @@ def check_map_patch_size(patch_size: int) -> None:
 
 
 @partial(jax.jit, static_argnames="patch_size")
-def _focus_map(image, *, patch_size):
+def _focus_map(image: Array, *, patch_size: int) -> Array:
     return map_images(partial(_map_one, patch_size=patch_size), image)
 
 
-def _map_one(image, *, patch_size):
+def _map_one(image: Array, *, patch_size: int) -> Array:
     grey = grey_levels(image)
     cells = cell_energies(pad_to_cells(grey))
     valid = jnp.ones(cells.shape[1:], bool)
@@ -222,7 +222,7 @@ def neighbours_mean(
 
 
 def cells_to_patches(
-    x: Float[Array, "m n"], shape: tuple[int, int], patch_size: int
+    x: Float[Array, "m n"], shape: tuple[int, ...], patch_size: int
 ) -> Float[Array, "h/p w/p"]:
     """Means over patches of a map of cells, interpolated linearly where patches are smaller.
 

@@ -8,7 +8,7 @@ median over directions. In photographs alone it is too weak; it is helped by the
 each direction, of which motion takes the fine ones away.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,8 +86,8 @@ def estimate_motion(
 
 
 @jax.jit
-def _estimate(image, noise):
-    def one(image, noise):
+def _estimate(image: Array, noise: Array) -> Motion:
+    def one(image: Array, noise: Array) -> Motion:
         return deepest(direction_lengths(grey_levels(image), noise**2))
 
     return map_images(one, image, jnp.broadcast_to(noise, image.shape[:-3]))
@@ -146,14 +146,14 @@ def deepest(
     )
 
 
-def _starts(side):
+def _starts(side: int) -> list[int]:
     last = side - PART
     return sorted({min(start, last) for start in range(0, last + HOP, HOP)})
 
 
-def _gradients(grey, noise, angle):
+def _gradients(grey: Array, noise: Array, angle: np.ndarray) -> Array:
     """Logarithms of gradient energies along each direction: of finer scales less of coarser."""
-    total = 0.0
+    total = jnp.zeros(())
     for scale in range(SCALES):
         dx = (grey[:-1, 1:] - grey[:-1, :-1] + grey[1:, 1:] - grey[1:, :-1]) / 2
         up = (grey[:-1, :-1] - grey[1:, :-1] + grey[:-1, 1:] - grey[1:, 1:]) / 2
@@ -163,28 +163,30 @@ def _gradients(grey, noise, angle):
         logarithm = jnp.log(jnp.maximum(energy - level, 0) + FLOOR)
         total = total + (logarithm if scale < SCALES / 2 else -logarithm)
         height, width = (side // 2 * 2 for side in grey.shape)
-        grey = sum(grey[i:height:2, j:width:2] for i in (0, 1) for j in (0, 1)) / 4
+        corners: Any = [grey[i:height:2, j:width:2] for i in (0, 1) for j in (0, 1)]
+        grey = sum(corners) / 4
     return total - total.min()
 
 
-def _rays():
+def _rays() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Places in a cepstrum along each direction, and the directions in radians; rows go down."""
     angle = (-np.pi / 2 + np.arange(ANGLES) * np.pi / ANGLES).astype(np.float32)
     length = np.arange(SHORTEST - 1, LONGEST + 2)
     return -np.sin(angle)[:, None] * length, np.cos(angle)[:, None] * length, angle
 
 
-def _sample(x, rows, columns):
+def _sample(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
     """Linear interpolation; places wrap around."""
     top, left = np.floor(rows).astype(int), np.floor(columns).astype(int)
     down, right = (rows - top).astype(np.float32), (columns - left).astype(np.float32)
-    rows, columns = [top % PART, (top + 1) % PART], [left % PART, (left + 1) % PART]
-    above = x[rows[0], columns[0]] * (1 - right) + x[rows[0], columns[1]] * right
-    below = x[rows[1], columns[0]] * (1 - right) + x[rows[1], columns[1]] * right
+    upper, lower = top % PART, (top + 1) % PART
+    near, far = left % PART, (left + 1) % PART
+    above = x[upper, near] * (1 - right) + x[upper, far] * right
+    below = x[lower, near] * (1 - right) + x[lower, far] * right
     return above * (1 - down) + below * down
 
 
-def _vertex(before, here, after):
+def _vertex(before: Array, here: Array, after: Array) -> Array:
     """Where a parabola through three points has its lowest one, from -1/2 to 1/2."""
     bend = before - 2 * here + after
     place = (before - after) / (2 * jnp.maximum(bend, 1e-9))
