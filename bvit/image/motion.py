@@ -43,8 +43,8 @@ class Motion(NamedTuple):
       length: of the motion in pixels, from `SHORTEST` to `LONGEST`.
       angle: its direction in degrees, counterclockwise from the horizontal, from -90 to 90.
       dip: how far the cepstrum dips there below the median over directions.
-      confidence: the probability that the picture moved, and that the direction is right within 10
-        degrees and the length within a fifth; for pictures that are blurred.
+      confidence: from 0 to 1, the higher the deeper the dip; an uncalibrated guess at whether the
+        direction is right within 10 degrees and the length within a fifth, if it is blurred.
     """
 
     length: Float[Array, "*b"]
@@ -53,7 +53,8 @@ class Motion(NamedTuple):
     confidence: Float[Array, "*b"]
 
 
-# Log-odds of the confidence: of a dip of 0, and for each unit of it; see `docs/focus.md`.
+# Log-odds of the confidence: of a dip of 0, and for each unit of it. Set by hand, not fitted;
+# docs/focus.md has what it is worth.
 CONFIDENCE = (-3.0, 200.0)
 
 

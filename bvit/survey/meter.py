@@ -81,7 +81,7 @@ class Focus(NamedTuple):
       kind: "focused", "partly blurred", "defocus", "motion" or "flat".
       motion_length: in pixels, where it moved.
       motion_angle: in degrees, counterclockwise from the horizontal.
-      motion_confidence: the probability that both are right, see `bvit.image.motion`.
+      motion_confidence: from 0 to 1, uncalibrated, see `bvit.image.motion`.
       probability: for each cell of 8×8 pixels, that it is in focus.
     """
 
