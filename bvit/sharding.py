@@ -203,7 +203,7 @@ def describe(state: PyTree, mesh: Mesh) -> str:
 def bytes_per_device(state: PyTree, shardings: PyTree) -> int:
     """Bytes of `state` that one device holds under `shardings`."""
 
-    def held(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> int:
+    def held(leaf: jax.Array | jax.ShapeDtypeStruct, sharding: NamedSharding) -> int:
         return int(np.prod(sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
 
     return sum(jax.tree.leaves(jax.tree.map(held, state, shardings)))

@@ -6,7 +6,6 @@ to vmap (on a CPU it stays in the cache), and shard_map where it is sharded over
 
 from bvit.image import corruptions, deblur
 from bvit.image.blur import gaussian_blur, random_gaussian_blur, region_blur
-from bvit.image.blur_map import BlurMap, blur_map
 from bvit.image.camera import (
     anisotropic_gaussian_blur,
     box_blur,
@@ -28,6 +27,7 @@ from bvit.image.noise import sensor_noise
 from bvit.image.pixels import check_image, grayscale, normalize, to_float
 from bvit.image.region import region_mask
 from bvit.image.sigma import estimate_sigma
+from bvit.image.sigma_map import BlurMap, blur_map
 from bvit.image.variable import random_variable_gaussian_blur, variable_gaussian_blur
 from bvit.image.zoom import random_zoom_blur, zoom_blur
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, ArrayLike, Float, Key, Shaped, UInt32
+from jaxtyping import Array, ArrayLike, Key, Shaped, UInt32
 
 # On a CPU a whole batch falls out of the cache between two steps of a filter, and is slower by half
 # or more. Eight images of 224x224x3 (5 MB as float32) at a time were fastest, measured on 2 cores.
@@ -19,7 +19,7 @@ Keys = Key[Array, "*#b"] | UInt32[ArrayLike, "*#b words"]
 
 
 def map_images(
-    function: Callable[..., Any], image: Float[Array, "*b h w c"], *others: Shaped[Array, "..."]
+    function: Callable[..., Any], image: Shaped[Array, "*b h w c"], *others: Shaped[Array, "..."]
 ) -> Any:
     """Applies a function of one image to each image of a batch; traceable, for use under jit.
 

@@ -37,7 +37,7 @@ NOISE_QUANTILE, NOISE_BIAS = 0.1, 1.5
 DARKEST, BRIGHTEST = 3.0, 252.0
 
 
-def cell_energies(grey: Float[Array, "h w"]) -> Float[Array, "channels h/8 w/8"]:
+def cell_energies(grey: Float[Array, "h w"]) -> Float[Array, "channels h//8 w//8"]:
     """Mean energies of detail in each cell of 8×8 pixels.
 
     Args:

@@ -81,7 +81,7 @@ CONTEXT = WIDE[1] + NEIGHBOUR_RADIUS
 
 def focus_map(
     image: Float[ArrayLike, "*b h w c"], *, patch_size: int = 16
-) -> Float[Array, "*b h/p w/p"]:
+) -> Float[Array, "*b rows columns"]:
     """How probably each patch is in focus.
 
     A logistic regression on a dozen local measures: energies of gradients and of the Laplacian at
@@ -223,7 +223,7 @@ def neighbours_mean(
 
 def cells_to_patches(
     x: Float[Array, "m n"], shape: tuple[int, ...], patch_size: int
-) -> Float[Array, "h/p w/p"]:
+) -> Float[Array, "rows columns"]:
     """Means over patches of a map of cells, interpolated linearly where patches are smaller.
 
     Args:

@@ -260,7 +260,7 @@ def draw(tested: Sequence[Tested]) -> Figure:
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     panels[0].set_ylabel(plots.TOP1)
-    plots.add_legend(figure, panels)
+    plots.add_legend(figure, list(panels))
     return figure
 
 

@@ -50,7 +50,9 @@ FOCUS_BELOW, BLUR_ABOVE = 0.4, 0.7
 FLAT_BELOW = 4.0
 
 
-def _sharpness(image: Float[Array, "n h w 3"], *, patch_size: int) -> Float[Array, "n h/p w/p"]:
+def _sharpness(
+    image: Float[Array, "n h w 3"], *, patch_size: int
+) -> Float[Array, "n h//{patch_size} w//{patch_size}"]:
     return -estimate_sigma(image, patch_size=patch_size)
 
 

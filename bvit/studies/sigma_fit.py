@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from bvit.data.decode import Pixels
 from bvit.data.listing import list_images
-from bvit.image.blur_map import (
+from bvit.image.sigma_map import (
     TOLERANCE,
     TOLERANCE_PIXELS,
     SigmaWeights,

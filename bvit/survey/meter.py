@@ -18,7 +18,6 @@ from jaxtyping import Float
 
 from bvit.data.decode import Pixels, UnreadableImageError
 from bvit.image.batching import map_images
-from bvit.image.blur_map import sigma_and_confidence
 from bvit.image.evidence import (
     BRIGHTEST,
     CELL,
@@ -44,6 +43,7 @@ from bvit.image.focus_map import (
 )
 from bvit.image.motion import PART, deepest, direction_lengths
 from bvit.image.pixels import to_float
+from bvit.image.sigma_map import sigma_and_confidence
 
 # Side of a tile in pixels with what it brings along, and how many run together: they stay in the
 # cache of a core.

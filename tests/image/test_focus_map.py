@@ -7,9 +7,9 @@ from skimage import data
 
 import bvit
 from bvit.image import evidence
-from bvit.image.blur_map import blur_map
 from bvit.image.focus_map import focus_map, resampling
 from bvit.image.motion import estimate_motion
+from bvit.image.sigma_map import blur_map
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ class Breaking:
             self._deaths.remove(self._step)
             raise RuntimeError("Worker process was terminated unexpectedly with exit code -9.")
         self._step += 1
-        return self._batches[self._step - 1]
+        return {"index": np.asarray(self._batches[self._step - 1])}
 
     def close(self):
         self.closed = True
@@ -46,7 +46,7 @@ def breaking_feed(deaths):
 
 def test_a_dead_worker_is_replaced_and_no_batch_is_lost_or_repeated():
     feed, opened = breaking_feed([5, 5, 7])
-    assert [next(feed) for _ in range(6)] == [3, 4, 5, 6, 7, 8]
+    assert [next(feed)["index"] for _ in range(6)] == [3, 4, 5, 6, 7, 8]
     assert len(opened) == 4
     assert all(batches.closed for batches in opened[:-1])
     assert feed.skipped == 4
@@ -54,7 +54,7 @@ def test_a_dead_worker_is_replaced_and_no_batch_is_lost_or_repeated():
 
 def test_workers_that_keep_dying_over_the_same_batch_are_an_error():
     feed, _ = breaking_feed([4] * MAX_DEATHS)
-    assert next(feed) == 3
+    assert next(feed)["index"] == 3
     with pytest.raises(DataWorkerError, match="died 3 times over the batch of step 5.*num_workers"):
         next(feed)
 

@@ -22,6 +22,7 @@ from small_runs import (
 )
 
 from bvit import sharding
+from bvit.classify import prepare
 from bvit.image.conditions import indexed_keys
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD, to_float
 from bvit.tokens import parse

@@ -39,8 +39,8 @@ class BlurMap(NamedTuple):
       confidence: the probability that it is right within a quarter, or a quarter of a pixel.
     """
 
-    sigma: Float[Array, "*b h/p w/p"]
-    confidence: Float[Array, "*b h/p w/p"]
+    sigma: Float[Array, "*b rows columns"]
+    confidence: Float[Array, "*b rows columns"]
 
 
 # An estimate is right within this share of the true sigma, and this many pixels.
