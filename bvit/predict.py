@@ -8,8 +8,9 @@ Pictures that can't be read are listed at the end, with exit code 1.
 """
 
 import argparse
-import collections
 import csv
+import io
+import itertools
 import json
 import os
 import sys
@@ -20,8 +21,10 @@ from typing import Any
 import numpy as np
 from absl import logging
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
+from bvit import outputs
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.data import UnreadableImageError
 from bvit.data.imagenet import readable
@@ -72,8 +75,9 @@ def _parser() -> Parser:
         "--overlays",
         type=Path,
         metavar="DIR",
-        help="write each picture beside what the model saw of it: patches that no token shows are "
-        "dark, and lines run around patches that share a token",
+        help="write each picture beside what the model saw of it, as DIR/NAME.overlay.png: patches "
+        "that no token shows are dark, and lines run around patches that share a token; only "
+        "overlays of an earlier run are replaced",
     )
     parser.add_argument("--batch_size", type=int, default=32, help="pictures that run together")
     parser.add_argument("pictures", nargs="+", metavar="PICTURES", help="files, folders, ...")
@@ -105,7 +109,7 @@ def predict(options: argparse.Namespace) -> dict[str, str]:
         seed=c.seed,
         batch_size=options.batch_size,
     )
-    overlays = Overlays(options.overlays) if options.overlays else None
+    overlays = Overlays(options.overlays, paths) if options.overlays else None
     output = OUTPUTS[options.format]()
     size = run.config.data.image_size
     short_side = run.config.data.resize or round(size * RESIZE_RATIO)
@@ -220,13 +224,22 @@ OUTPUTS = {"table": Table, "csv": Csv, "jsonl": JsonLines}
 
 
 class Overlays:
-    """Writes each picture beside what the model saw of it, under the name of the picture."""
+    """Writes each picture beside what the model saw of it, as NAME.overlay.png.
 
-    def __init__(self, folder: Path) -> None:
-        """Makes the folder, if there is none."""
+    An overlay of an earlier run is replaced; any other file is kept, and so is every picture that
+    is classified: the overlay then gets a number.
+    """
+
+    def __init__(self, folder: Path, pictures: Sequence[Path]) -> None:
+        """Makes the folder, if there is none.
+
+        Args:
+          folder: where to write.
+          pictures: that are classified.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._names: collections.Counter[str] = collections.Counter()
+        self._taken = {found for path in pictures if (found := _identity(path))}
 
     def save(self, rows: list[dict[str, Any]], pixels: np.ndarray, where: np.ndarray) -> None:
         """Writes pictures beside what was shown of them, and their files into the rows."""
@@ -234,14 +247,33 @@ class Overlays:
             seen = draw(one, numbers)
             times = len(seen) // len(one)  # small ones were enlarged
             both = np.hstack([one.repeat(times, axis=0).repeat(times, axis=1), seen])
-            row["overlay"] = str(self._free(Path(row["file"]).stem))
-            Image.fromarray(np.round(255 * both).astype(np.uint8)).save(row["overlay"])
+            mark, drawn = PngInfo(), io.BytesIO()
+            mark.add_text("Software", outputs.MARK)
+            Image.fromarray(np.round(255 * both).astype(np.uint8)).save(drawn, "PNG", pnginfo=mark)
+            path = self._free(Path(row["file"]).stem)
+            outputs.write(path, drawn.getvalue())
+            self._taken.add(_identity(path))
+            row["overlay"] = str(path)
 
     def _free(self, stem: str) -> Path:
-        """A name that no picture has had: those of the same name are numbered."""
-        self._names[stem] += 1
-        count = self._names[stem]
-        return self._folder / (f"{stem}.png" if count == 1 else f"{stem}.{count}.png")
+        """A name that may be written to: names that are taken are numbered."""
+        for count in itertools.count(1):
+            number = "" if count == 1 else f".{count}"
+            path = self._folder / f"{stem}{number}{outputs.OVERLAY}"
+            if not os.path.lexists(path):
+                return path
+            if _identity(path) not in self._taken and outputs.is_overlay(path):
+                return path
+        raise AssertionError("numbers do not end")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What a file has in common with its other names; None if it can't be reached."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _listing(failures: dict[str, str]) -> str:

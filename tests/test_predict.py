@@ -3,6 +3,7 @@ import io
 import json
 import math
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -111,7 +112,7 @@ def test_overlays_show_what_the_policy_did_and_lose_none_of_one_name(command, pi
     readable = [pictures / "0.png", pictures / "deeper" / "0.png"]
     _, out, _ = command("--format=jsonl", "--policy=drop:5", f"--overlays={tmp_path}", *readable)
     files = [row["overlay"] for row in read_rows(out)]
-    assert files == [str(tmp_path / name) for name in ("0.png", "0.2.png")]
+    assert files == [str(tmp_path / name) for name in ("0.overlay.png", "0.2.overlay.png")]
     drawn = np.asarray(Image.open(files[1])).astype(int)
     height, width = drawn.shape[:2]
     before, after = drawn[:, : width // 2], drawn[:, width // 2 :]
@@ -124,6 +125,37 @@ def test_overlays_show_what_the_policy_did_and_lose_none_of_one_name(command, pi
         for c in range(0, height, side)
     ]
     assert sum(same) == 5  # of sixteen patches
+
+
+def test_overlays_replace_themselves_and_nothing_else(command, tmp_path):
+    picture = write_picture(tmp_path / "y.png", 0)
+    taken = write_picture(tmp_path / "y.overlay.png", 1)  # a picture that someone named so
+    linked = tmp_path / "y.2.overlay.png"
+    linked.symlink_to(picture)
+    before = picture.read_bytes(), taken.read_bytes()
+    runs = [
+        command("--format=jsonl", f"--overlays={tmp_path}", *pictures)
+        for pictures in ([picture], [picture], [tmp_path], [f"{tmp_path}/*.png"])
+    ]
+    files = [[row["file"] for row in read_rows(out)] for _, out, _ in runs]
+    own = [str(linked), str(taken), str(picture)]
+    assert files[:2] == [[str(picture)]] * 2
+    assert files[2] == files[3] == own  # none of the overlays that the command wrote
+    overlays = [[Path(row["overlay"]).name for row in read_rows(out)] for _, out, _ in runs]
+    assert overlays[0] == overlays[1] == ["y.3.overlay.png"]
+    assert overlays[2] == overlays[3] and overlays[2][-1] == "y.3.overlay.png"
+    assert (picture.read_bytes(), taken.read_bytes()) == before and linked.is_symlink()
+
+
+def test_a_picture_that_is_an_overlay_is_not_replaced_by_its_neighbours(command, tmp_path):
+    picture = write_picture(tmp_path / "y.png", 0)
+    command(f"--overlays={tmp_path}", picture)
+    overlay = tmp_path / "y.overlay.png"
+    before = overlay.read_bytes()
+    _, out, _ = command("--format=jsonl", f"--overlays={tmp_path}", picture, overlay)
+    names = [Path(row["overlay"]).name for row in read_rows(out)]
+    assert names == ["y.2.overlay.png", "y.overlay.overlay.png"]
+    assert overlay.read_bytes() == before
 
 
 def test_overlays_of_clusters_have_lines_around_what_shares_a_token(command, pictures, tmp_path):

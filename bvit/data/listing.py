@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bvit.data.decode import Pixels, UnreadableImageError, center_crop
 from bvit.data.file_index import EXTENSIONS
+from bvit.outputs import is_overlay
 
 STDIN = "-"
 
@@ -18,7 +19,8 @@ def list_images(names: Iterable[str], stdin: Iterable[str]) -> tuple[list[Path],
     Args:
       names: a file is taken as it is; of a folder, all images in it and below it, by their
         extensions, without what is hidden; anything else is a pattern such as "shots/**/*.jpg".
-        "-" stands for the names in `stdin`.
+        Folders and patterns leave out the overlays that bvit.predict wrote. "-" stands for the
+        names in `stdin`.
       stdin: more names, one a line.
 
     Returns:
@@ -31,7 +33,7 @@ def list_images(names: Iterable[str], stdin: Iterable[str]) -> tuple[list[Path],
             found = _below(name)
         elif not os.path.exists(name):
             found = sorted(Path(match) for match in glob.glob(name, recursive=True))
-            found = [path for path in found if path.is_file()]
+            found = [path for path in found if path.is_file() and not is_overlay(path)]
         if not found:
             failures[name] = "no image in it" if os.path.isdir(name) else "no such file"
         files += found
@@ -53,7 +55,9 @@ def _below(folder: str) -> list[Path]:
         found += [
             Path(top, name)
             for name in sorted(names)
-            if not name.startswith(".") and os.fsencode(name.lower()).endswith(EXTENSIONS)
+            if not name.startswith(".")
+            and os.fsencode(name.lower()).endswith(EXTENSIONS)
+            and not is_overlay(Path(top, name))
         ]
     return found
 
