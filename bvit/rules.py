@@ -12,6 +12,7 @@ from typing import Any
 
 from bvit.config import words
 from bvit.data.decode import INTERPOLATIONS
+from bvit.image.checks import short
 from bvit.image.color import MAX_STRENGTHS
 from bvit.image.focus_measures import FOCUS_MEASURES
 
@@ -257,9 +258,3 @@ def _rule(key: str) -> Rule | None:
     if group == "model" and key not in RULES:
         return MODEL_RULES.get(name)
     return RULES.get(key)
-
-
-def short(value: Any, most: int = 80) -> str:
-    """A value as Python writes it, cut short if it is long."""
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"

@@ -1,12 +1,14 @@
 """Image files that a user names, by paths, folders and patterns; read ahead of their use."""
 
+import dataclasses
 import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from bvit.data.decode import Pixels, UnreadableImageError, center_crop
+from bvit.data.blur_width import blur_width
+from bvit.data.decode import Pixels, UnreadableImageError, center_crop, decode_grey
 from bvit.data.file_index import EXTENSIONS
 from bvit.outputs import is_overlay
 
@@ -62,6 +64,19 @@ def _below(folder: str) -> list[Path]:
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Photograph:
+    """What is used of an image file.
+
+    Attributes:
+      crop: the middle, uint8 [image_size, image_size, 3].
+      blur_width: of the whole file, see `bvit.data.blur_width`.
+    """
+
+    crop: Pixels
+    blur_width: float | None
+
+
 def read_ahead(
     paths: Sequence[Path],
     group: int,
@@ -69,7 +84,7 @@ def read_ahead(
     image_size: int,
     short_side: int,
     interpolation: str = "bilinear",
-) -> Iterator[list[tuple[Path, Pixels | UnreadableImageError]]]:
+) -> Iterator[list[tuple[Path, Photograph | UnreadableImageError]]]:
     """Reads files in threads, one group ahead.
 
     Args:
@@ -80,15 +95,16 @@ def read_ahead(
       interpolation: as in `bvit.data.decode.center_crop`.
 
     Yields:
-      For each file of a group, its uint8 pixels [image_size, image_size, 3] or the error.
+      For each file of a group, what is used of it, or the error.
     """
 
-    def read(path: Path) -> tuple[Path, Pixels | UnreadableImageError]:
+    def read(path: Path) -> tuple[Path, Photograph | UnreadableImageError]:
         try:
             image = path.read_bytes()
-            return path, center_crop(
+            crop = center_crop(
                 image, size=image_size, short_side=short_side, interpolation=interpolation
             )
+            return path, Photograph(crop, blur_width(decode_grey(image)))
         except UnreadableImageError as error:
             return path, error
         except OSError as error:
