@@ -15,7 +15,8 @@ import jax
 from absl import app, flags
 from tqdm import tqdm
 
-from bvit.arguments import parse_flags
+from bvit import outputs
+from bvit.arguments import EXIT_BAD_INPUT, fail, parse_flags
 from bvit.benchmarks import growth, images, networks, pipelines, tokens, training
 from bvit.benchmarks.harness import Case, compute_dtype, cpu_cores, format_rows, measure_groups
 
@@ -49,6 +50,7 @@ def main(argv: Sequence[str]) -> None:
     chosen = list(ROUNDS) if SUITE.value == "all" else [SUITE.value]
     if PLOT.value and "growth" not in chosen:
         raise app.UsageError(f"--plot draws the suite growth: got --suite={SUITE.value}.")
+    _check_files()
     device = jax.devices()[0]
     print(
         f"{len(jax.devices())} × {device.device_kind}, {cpu_cores()} CPU cores, "
@@ -62,9 +64,30 @@ def main(argv: Sequence[str]) -> None:
             print(format_rows(found), flush=True)
             rows += found
     if JSON.value:
-        Path(JSON.value).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        outputs.write(Path(JSON.value), text.encode(), _holds_rows)
     if PLOT.value:
-        growth.draw(rows).savefig(PLOT.value, dpi=100)
+        outputs.write_figure(Path(PLOT.value), growth.draw(rows), dpi=100)
+
+
+def _check_files() -> None:
+    """Ends the command where it could not write, before it measures anything."""
+    try:
+        if JSON.value:
+            outputs.check(Path(JSON.value), _holds_rows)
+        if PLOT.value:
+            outputs.check(Path(PLOT.value))
+    except (ValueError, OSError) as error:
+        fail(str(error), EXIT_BAD_INPUT)
+
+
+def _holds_rows(path: Path) -> bool:
+    """Whether a file holds what --json writes."""
+    try:
+        first = json.loads(path.read_bytes().partition(b"\n")[0])
+    except ValueError:
+        return False
+    return isinstance(first, dict) and first.keys() >= {"suite", "name", "peer_ms", "floor_ms"}
 
 
 if __name__ == "__main__":

@@ -111,14 +111,17 @@ def default_config() -> ConfigDict:
     return c
 
 
-# How a run is computed, not what it computes: a resumed run may change these.
+# How a run is computed, not what it computes, and what becomes of pictures and updates that would
+# stop it: a resumed run may change these.
 RESUME_MAY_CHANGE = (
     "mesh",
     "log",
     "profile",
     "checkpoint",
     "train.accumulate",
+    "train.skip_nonfinite",
     "data.num_workers",
+    "data.on_error",
     "data.dir",
 )
 
@@ -170,8 +173,13 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The keys in which two configs differ in what they compute, with both values."""
+    """The keys in which two configs differ in what they compute, with both values.
+
+    A key that is newer than the old config had its default.
+    """
     old, new = flatten(old), flatten(new)
+    defaults = complete({})
+    old = {key: defaults[key] for key in new.keys() & defaults.keys()} | old
     return {
         key: (old.get(key), new.get(key))
         for key in sorted(old.keys() | new.keys())
@@ -190,9 +198,31 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(path: Path) -> ConfigDict:
-    """Reads a run's `config.json` back, over the defaults, locked."""
+    """Reads a run's `config.json` back, over the defaults, locked.
+
+    Raises:
+      ValueError: the file is damaged, or of something else.
+    """
     config = default_config()
     with config.unlocked():
         config.model = ConfigDict()
-        config.update(json.loads(path.read_text()))
+        try:
+            config.update(read(path))
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no config of bvit: {error}") from error
     return config.lock()
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Reads a run's `config.json` as plain values.
+
+    Raises:
+      ValueError: the file is damaged, or of something else.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:  # cut short, or no text
+        raise ValueError(f"{path} is damaged ({error}).") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is no config of bvit.")
+    return found

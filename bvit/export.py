@@ -11,9 +11,10 @@ with; and about.json: classes, size of the pictures, policy. It runs without bvi
 """
 
 import functools
+import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -22,8 +23,9 @@ import numpy as np
 from flax import traverse_util
 from jax import export as jax_export
 from jaxtyping import Array, Float, PyTree
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
+from bvit import outputs
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.classify import classify
 from bvit.run import Run
@@ -56,6 +58,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     options = parser.parse_args(arguments)
     try:
+        check_folder(options.to)
         run = Run(options.run).load()
         difference = export(run, run.policy(options.policy), options.to)
     except (ValueError, OSError) as error:
@@ -76,14 +79,15 @@ def export(run: Run, policy: Policy, folder: Path) -> float:
     Args:
       run: of `bvit.run.Run.load`.
       policy: what becomes of blurry patches.
-      folder: where to write; files of an earlier export are overwritten.
+      folder: where to write; files of an earlier export are replaced, all others are kept.
 
     Returns:
       The largest difference between the logits of what was written and those of the model, as a
       share of the largest logit.
 
     Raises:
-      ValueError: the policy draws random numbers, for which a program of pixels has no key.
+      ValueError: the policy draws random numbers, for which a program of pixels has no key; or a
+        file is in the way that is not of an earlier export.
       ExportError: that difference is more than rounding.
     """
     if policy.draws:
@@ -97,11 +101,53 @@ def export(run: Run, policy: Policy, folder: Path) -> float:
         jax_export.symbolic_shape(f"batch, {size}, {size}, 3"), jnp.float32
     )
     program = jax_export.export(jax.jit(_by_name(run, policy)), platforms=PLATFORMS)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / PROGRAM).write_bytes(program(parameters, pixels).serialize())
-    save_file(parameters, folder / PARAMETERS)
-    (folder / ABOUT).write_text(json.dumps(_about(run, policy), indent=2) + "\n")
+    serialized = bytes(program(parameters, pixels).serialize())
+    contents = {PROGRAM: serialized, PARAMETERS: save(parameters)}
+    _write(folder, contents, _about(run, policy))
     return _check(run, policy, folder)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises an error where an export could not be written, before anything is loaded.
+
+    Raises:
+      ValueError: the place is a file, or a file there is not of an earlier export.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--to must be a folder: {folder} is a file; choose another name.")
+    if folder.is_dir():
+        for name in (PROGRAM, PARAMETERS, ABOUT):
+            outputs.check(folder / name, _is_ours)
+
+
+def _write(folder: Path, contents: Mapping[str, bytes], about: Mapping[str, object]) -> None:
+    """Writes all files, or none where one is there that is not of an earlier export."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (*contents, ABOUT):
+        outputs.check(folder / name, _is_ours)
+    for name in contents:
+        (folder / name).unlink(missing_ok=True)
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    text = json.dumps({"written": outputs.MARK, **about, "sha256": sums}, indent=2) + "\n"
+    # It comes first: it says of the others that they are of an export.
+    outputs.write(folder / ABOUT, text.encode(), _is_ours)
+    for name, content in contents.items():
+        outputs.write(folder / name, content, _is_ours)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is as an export wrote it; its about.json tells."""
+    about = path.with_name(ABOUT)
+    if not about.is_file() or not outputs.is_marked(about):
+        return False
+    if path.name == ABOUT:
+        return True
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        return json.loads(about.read_text())["sha256"][path.name] == found
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _logits(

@@ -44,6 +44,11 @@ METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 # "region|merge:72". Neither name contains it.
 INDEX, SEPARATOR = "index", "|"
 
+# What `Run.begin` leaves if it ends half-way.
+BEGUN = {".lock", "figures", "config.partial"}
+# Differences between configs that an error lists.
+MOST_TOLD = 10
+
 Cell = tuple[str, str]
 
 
@@ -341,7 +346,7 @@ def ancestors(init_from: str) -> list[dict[str, Any]]:
     saved = Path(init_from).expanduser() / "config.json"
     while init_from and saved.exists() and saved.resolve() not in seen:
         seen.add(saved.resolve())
-        configs.append(json.loads(saved.read_text()))
+        configs.append(config_lib.read(saved))
         init_from = configs[-1]["init_from"]
         saved = Path(init_from).expanduser() / "config.json"
     return configs
@@ -351,8 +356,13 @@ def ancestors(init_from: str) -> list[dict[str, Any]]:
 def whole(path: Path) -> Iterator[Path]:
     """Gives a temporary path to write to; it gets the name `path` once everything is written."""
     partial = path.with_suffix(".partial")
-    yield partial
-    partial.replace(path)
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -371,19 +381,31 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _check_ours(path: Path, config: Mapping[str, Any]) -> None:
-    if not path.exists() or not any(path.iterdir()):
-        return
+    if path.exists() and not path.is_dir():
+        raise ValueError(
+            f"--workdir must be a run directory or a new folder: {path} is a file; choose another "
+            "--workdir."
+        )
     saved = path / "config.json"
     if not saved.exists():
-        raise ValueError(
-            f"--workdir must be a run directory or a new folder: {path} holds other files; "
-            "choose another --workdir."
-        )
-    changed = config_lib.differences(json.loads(saved.read_text()), config)
+        # A run that ended while it was begun has left what `begin` makes, and no more.
+        others = [one.name for one in path.iterdir()] if path.exists() else []
+        if (
+            not set(others) <= BEGUN
+            or (path / "figures").is_dir()
+            and any((path / "figures").iterdir())
+        ):
+            raise ValueError(
+                f"--workdir must be a run directory or a new folder: {path} holds other files; "
+                "choose another --workdir."
+            )
+        return
+    changed = config_lib.differences(config_lib.read(saved), config)
     if changed:
-        listing = "; ".join(f"{key} was {a!r}, now {b!r}" for key, (a, b) in changed.items())
+        told = [f"{key} was {a!r}, now {b!r}" for key, (a, b) in changed.items()][:MOST_TOLD]
+        told += [f"and {len(changed) - MOST_TOLD} more"] if len(changed) > MOST_TOLD else []
         raise ValueError(
-            f"{path} holds a run of another config: {listing}. "
+            f"{path} holds a run of another config: {'; '.join(told)}. "
             "Choose another --workdir, or delete that run to start again."
         )
 

@@ -78,11 +78,12 @@ def check_batch(batch_size: int, mesh: Mesh, *, name: str, accumulate: int = 1) 
         raise ValueError(f"train.accumulate must be at least 1: got {accumulate}; 1 is off.")
     shares, parts = batch_shares(mesh) * accumulate, f", in {accumulate} parts each"
     if batch_size < 1 or batch_size % shares:
+        below = max(0, batch_size) // shares * shares
+        fits = " or ".join(str(size) for size in (below, below + shares) if size > 0)
         raise ValueError(
             f"{name} must be a multiple of the {batch_shares(mesh)} devices that share a batch"
             f"{parts if accumulate > 1 else ''}: got "
-            f"{batch_size}; use {max(shares, batch_size - batch_size % shares)} or "
-            f"{batch_size + shares - batch_size % shares}."
+            f"{batch_size}; use {fits}."
         )
 
 
@@ -203,7 +204,7 @@ def describe(state: PyTree, mesh: Mesh) -> str:
 def bytes_per_device(state: PyTree, shardings: PyTree) -> int:
     """Bytes of `state` that one device holds under `shardings`."""
 
-    def held(leaf: jax.Array | jax.ShapeDtypeStruct, sharding: NamedSharding) -> int:
+    def held(leaf: Array | jax.ShapeDtypeStruct, sharding: NamedSharding) -> int:
         return int(np.prod(sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
 
     return sum(jax.tree.leaves(jax.tree.map(held, state, shardings)))

@@ -1,16 +1,20 @@
 import json
+import os
+import shutil
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from trained import CLASSES, SIZE, run_directory
 
 from bvit import export
 from bvit.classify import classify
 from bvit.run import Run
+
+MODE = 0o640  # of new files, by the umask
 
 # As the documentation says, in a process that has no bvit.
 READER = """
@@ -30,7 +34,9 @@ assert {"cpu", "cuda", "tpu"} <= set(program.platforms)
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
+    umask = os.umask(0o666 & ~MODE)
     export.main([f"--run={run_directory()}", f"--to={folder}"])
+    os.umask(umask)
     return folder
 
 
@@ -68,10 +74,30 @@ def test_it_says_what_it_is(exported):
 def test_other_logits_than_the_models_are_an_error(exported, tmp_path, monkeypatch):
     run = Run(run_directory()).load()
     monkeypatch.setattr(
-        export, "save_file", lambda p, path: save_file({k: 1.1 * v for k, v in p.items()}, path)
+        export, "save", lambda parameters: save({k: 1.1 * v for k, v in parameters.items()})
     )
     with pytest.raises(export.ExportError, match="does not give the logits"):
         export.export(run, run.policy("keep"), tmp_path)
+
+
+def test_a_second_export_replaces_the_first_and_nothing_else(exported, tmp_path, capsys):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    export.main([f"--run={run_directory()}", f"--to={folder}", "--policy=keep"])
+    assert json.loads((folder / "about.json").read_text())["policy"] == "keep"
+    mine = b"weights of mine"
+    for name in ("parameters.safetensors", "model.stablehlo", "about.json"):
+        other = shutil.copytree(exported, tmp_path / name)
+        (other / name).write_bytes(mine)
+        before = {path.name: path.read_bytes() for path in other.iterdir()}
+        with pytest.raises(SystemExit, match="2"):
+            export.main([f"--run={run_directory()}", f"--to={other}"])
+        assert "exists" in capsys.readouterr().err
+        assert {path.name: path.read_bytes() for path in other.iterdir()} == before
+
+
+def test_the_files_can_be_read_as_the_umask_says(exported):
+    names = ("model.stablehlo", "parameters.safetensors", "about.json")
+    assert {oct((exported / name).stat().st_mode & 0o777) for name in names} == {oct(MODE)}
 
 
 @pytest.mark.parametrize(

@@ -3,20 +3,26 @@ import io
 import json
 import math
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
+import cv2
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import skimage.data
+from jobs import ROOT
 from PIL import Image
 from trained import CLASSES, SIZE, run_directory, write_picture
 
 from bvit import predict
 from bvit.classify import classify
-from bvit.data.decode import center_crop
+from bvit.data.blur_width import blur_width
+from bvit.data.decode import center_crop, decode_grey
 from bvit.image.focus_measures import THRESHOLDS, relative_detail
 from bvit.image.pixels import to_float
-from bvit.image.sigma import estimate_sigma
 from bvit.run import Run
 
 
@@ -103,7 +109,7 @@ def test_blur_is_told_as_a_sigma_and_the_share_of_blurry_patches(command, pictur
     blurry = np.asarray(relative_detail(image, patch_size=8) < THRESHOLDS["relative"])
     assert 0 < row["blurry_patches"] < 1
     assert row["blurry_patches"] == pytest.approx(float(blurry.mean()), abs=1e-4)
-    assert row["sigma"] == pytest.approx(float(estimate_sigma(image)), abs=0.01)
+    assert row["sigma"] == round(blur_width(decode_grey((pictures / "0.png").read_bytes())), 2)
     assert row["tokens"] == 16
 
 
@@ -111,7 +117,7 @@ def test_overlays_show_what_the_policy_did_and_lose_none_of_one_name(command, pi
     readable = [pictures / "0.png", pictures / "deeper" / "0.png"]
     _, out, _ = command("--format=jsonl", "--policy=drop:5", f"--overlays={tmp_path}", *readable)
     files = [row["overlay"] for row in read_rows(out)]
-    assert files == [str(tmp_path / name) for name in ("0.png", "0.2.png")]
+    assert files == [str(tmp_path / name) for name in ("0.overlay.png", "0.2.overlay.png")]
     drawn = np.asarray(Image.open(files[1])).astype(int)
     height, width = drawn.shape[:2]
     before, after = drawn[:, : width // 2], drawn[:, width // 2 :]
@@ -124,6 +130,37 @@ def test_overlays_show_what_the_policy_did_and_lose_none_of_one_name(command, pi
         for c in range(0, height, side)
     ]
     assert sum(same) == 5  # of sixteen patches
+
+
+def test_overlays_replace_themselves_and_nothing_else(command, tmp_path):
+    picture = write_picture(tmp_path / "y.png", 0)
+    taken = write_picture(tmp_path / "y.overlay.png", 1)  # a picture that someone named so
+    linked = tmp_path / "y.2.overlay.png"
+    linked.symlink_to(picture)
+    before = picture.read_bytes(), taken.read_bytes()
+    runs = [
+        command("--format=jsonl", f"--overlays={tmp_path}", *pictures)
+        for pictures in ([picture], [picture], [tmp_path], [f"{tmp_path}/*.png"])
+    ]
+    files = [[row["file"] for row in read_rows(out)] for _, out, _ in runs]
+    own = [str(linked), str(taken), str(picture)]
+    assert files[:2] == [[str(picture)]] * 2
+    assert files[2] == files[3] == own  # none of the overlays that the command wrote
+    overlays = [[Path(row["overlay"]).name for row in read_rows(out)] for _, out, _ in runs]
+    assert overlays[0] == overlays[1] == ["y.3.overlay.png"]
+    assert overlays[2] == overlays[3] and overlays[2][-1] == "y.3.overlay.png"
+    assert (picture.read_bytes(), taken.read_bytes()) == before and linked.is_symlink()
+
+
+def test_a_picture_that_is_an_overlay_is_not_replaced_by_its_neighbours(command, tmp_path):
+    picture = write_picture(tmp_path / "y.png", 0)
+    command(f"--overlays={tmp_path}", picture)
+    overlay = tmp_path / "y.overlay.png"
+    before = overlay.read_bytes()
+    _, out, _ = command("--format=jsonl", f"--overlays={tmp_path}", picture, overlay)
+    names = [Path(row["overlay"]).name for row in read_rows(out)]
+    assert names == ["y.2.overlay.png", "y.overlay.overlay.png"]
+    assert overlay.read_bytes() == before
 
 
 def test_overlays_of_clusters_have_lines_around_what_shares_a_token(command, pictures, tmp_path):
@@ -162,10 +199,49 @@ def test_the_table_has_a_line_for_each_picture(command, pictures):
     assert {len(line) for line in lines} == {len(heading)}
 
 
+def test_sigma_is_in_pixels_of_the_file(command, tmp_path):
+    """Five megapixels with a motion over 30 of them, of which the crop of 32 px shows nothing."""
+    pixels = cv2.resize(skimage.data.coffee(), (2400, 1600), interpolation=cv2.INTER_CUBIC)
+    Image.fromarray(cv2.blur(pixels, (30, 1))).save(tmp_path / "moved.png")
+    _, out, _ = command("--format=jsonl", tmp_path)
+    assert read_rows(out)[0]["sigma"] == pytest.approx(30 / 12**0.5, rel=0.35)
+
+
+def test_a_flat_picture_has_no_sigma(command, tmp_path):
+    Image.new("RGB", (90, 90), "grey").save(tmp_path / "grey.png")
+    _, out, _ = command("--format=jsonl", tmp_path)
+    assert read_rows(out)[0]["sigma"] is None
+    assert command(tmp_path)[0] == 0
+
+
 def test_nothing_readable_is_told_and_is_no_success(command, tmp_path):
     code, out, err = command(tmp_path, tmp_path / "nowhere.jpg")
     assert code == 1 and not out
+    assert "others are done" not in err
     assert "no image in it" in err and "no such file" in err
+
+
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_an_empty_standard_input_is_bad_input(command, monkeypatch, text):
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    code, out, err = command("-")
+    assert code == 2 and not out
+    assert "standard input names no picture" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "jsonl"])
+def test_a_reader_that_has_seen_enough_is_no_error(pictures, form):
+    """As with | head -1: the pipe is closed after a line, or before the first."""
+    command = [sys.executable, "-m", "bvit.predict", f"--run={run_directory()}"]
+    command += [f"--format={form}", "--batch_size=1", *[str(pictures / "0.png")] * 3]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    if form != "table":
+        process.stdout.readline()
+    process.stdout.close()
+    err = process.stderr.read().decode()
+    assert process.wait() == 0, err
+    for word in ("bvit:", "Traceback", "Exception", "rror"):
+        assert word not in err
 
 
 BAD_INPUT = {

@@ -261,3 +261,32 @@ def test_results_of_older_runs_are_read_with_budgets_in_the_names_of_policies(tm
     rows = [{"policy": "keep", "budget": None}, {"policy": "drop", "budget": 8}]
     (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
     assert [row["policy"] for row in Run(tmp_path).results["rows"]] == ["keep", "drop:8"]
+
+
+def test_a_run_that_ended_while_it_began_can_be_begun_again(tmp_path):
+    for made in ([".lock"], [".lock", "figures"], [".lock", "figures", "config.partial"]):
+        path = tmp_path / str(len(made))
+        path.mkdir()
+        for name in made:
+            (path / name).mkdir() if name == "figures" else (path / name).touch()
+        Run.begin(path, CONFIG).close()
+        assert json.loads((path / "config.json").read_text()) == CONFIG
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"hidden_size": 768}', b"\xff\xfe\x00"])
+def test_a_config_of_something_else_is_left_alone_and_told_in_a_line(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = path.read_bytes()
+    with pytest.raises(ValueError) as error:
+        Run.begin(tmp_path, CONFIG)
+    assert "config.json" in str(error.value) or "another config" in str(error.value)
+    assert len(str(error.value)) < 1000 and "\n" not in str(error.value)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_from_before_a_setting_goes_on_with_its_default(tmp_path):
+    config = config_lib.to_dict(config_lib.default_config())
+    old = config | {"data": {k: v for k, v in config["data"].items() if k != "exclude"}}
+    Run.begin(tmp_path, old).close()
+    Run.begin(tmp_path, config).close()

@@ -9,6 +9,7 @@ import functools
 import io
 import math
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -22,6 +23,10 @@ Pixels = UInt8[np.ndarray, "_height _width 3"]
 ASPECT_RATIO = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
 
+PNG_START = b"\x89PNG\r\n\x1a\n"
+# What the pixels of a PNG follow from, animations left out; and its orientation. Others are colour
+# profiles and texts.
+PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"}
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # The start of a baseline frame in colour, before height and width (ITU-T T.81, B.2.2). With a
 # smaller height written there, a decoder stops earlier.
@@ -84,8 +89,12 @@ def decode(data: bytes, *, reduction: int = 1) -> Pixels:
     if reduction == 1 and _is_plain_jpeg(data):
         with contextlib.suppress(ValueError):
             return simplejpeg.decode_jpeg(data)
+    plain = _plain_png(data) if data.startswith(PNG_START) else data
+    if plain is None:
+        return _decode_with_pillow(data, reduction)
+    _silence_opencv()
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), REDUCED_FLAGS[reduction])
+        pixels = cv2.imdecode(np.frombuffer(plain, np.uint8), REDUCED_FLAGS[reduction])
     except cv2.error:  # of an empty file, or more pixels than OpenCV's limit
         pixels = None
     if pixels is None:
@@ -297,6 +306,44 @@ class _LazyImage:
             with contextlib.suppress(ValueError):
                 return simplejpeg.decode_jpeg(jpeg, strict=False)[:bottom]
         return decode(self._jpeg)[:bottom]
+
+
+def decode_grey(data: bytes) -> UInt8[np.ndarray, "_height _width"]:
+    """Decodes an image at its full resolution to grey, in a third of the memory of its colours.
+
+    Raises:
+      UnreadableImageError: as for `decode`.
+    """
+    if _is_plain_jpeg(data):
+        with contextlib.suppress(ValueError):
+            return simplejpeg.decode_jpeg(data, "GRAY")[..., 0]
+    return cv2.cvtColor(decode(data), cv2.COLOR_RGB2GRAY)
+
+
+@functools.cache
+def _silence_opencv() -> None:
+    """OpenCV would print why it rejects a file; here the error says it."""
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def _plain_png(data: bytes) -> bytes | None:
+    """A PNG without what does not change its pixels, about which libpng prints warnings.
+
+    Returns:
+      The bytes to decode; None for a PNG that is cut short or has a wrong checksum, about which
+      libpng prints errors.
+    """
+    kept, start, ended = [PNG_START], len(PNG_START), False
+    while not ended and start + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, start)
+        end = start + 12 + length
+        if kind in PNG_CHUNKS:
+            chunk = data[start:end]
+            if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:]):
+                return None
+            kept.append(chunk)
+        start, ended = end, kind == b"IEND"
+    return b"".join(kept) if ended else None
 
 
 def _is_jpeg(data: bytes) -> bool:

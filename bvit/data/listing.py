@@ -1,13 +1,16 @@
 """Image files that a user names, by paths, folders and patterns; read ahead of their use."""
 
+import dataclasses
 import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from bvit.data.decode import Pixels, UnreadableImageError, center_crop
+from bvit.data.blur_width import blur_width
+from bvit.data.decode import Pixels, UnreadableImageError, center_crop, decode_grey
 from bvit.data.file_index import EXTENSIONS
+from bvit.outputs import is_overlay
 
 STDIN = "-"
 
@@ -18,7 +21,8 @@ def list_images(names: Iterable[str], stdin: Iterable[str]) -> tuple[list[Path],
     Args:
       names: a file is taken as it is; of a folder, all images in it and below it, by their
         extensions, without what is hidden; anything else is a pattern such as "shots/**/*.jpg".
-        "-" stands for the names in `stdin`.
+        Folders and patterns leave out the overlays that bvit.predict wrote. "-" stands for the
+        names in `stdin`.
       stdin: more names, one a line.
 
     Returns:
@@ -31,7 +35,7 @@ def list_images(names: Iterable[str], stdin: Iterable[str]) -> tuple[list[Path],
             found = _below(name)
         elif not os.path.exists(name):
             found = sorted(Path(match) for match in glob.glob(name, recursive=True))
-            found = [path for path in found if path.is_file()]
+            found = [path for path in found if path.is_file() and not is_overlay(path)]
         if not found:
             failures[name] = "no image in it" if os.path.isdir(name) else "no such file"
         files += found
@@ -53,9 +57,24 @@ def _below(folder: str) -> list[Path]:
         found += [
             Path(top, name)
             for name in sorted(names)
-            if not name.startswith(".") and os.fsencode(name.lower()).endswith(EXTENSIONS)
+            if not name.startswith(".")
+            and os.fsencode(name.lower()).endswith(EXTENSIONS)
+            and not is_overlay(Path(top, name))
         ]
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Photograph:
+    """What is used of an image file.
+
+    Attributes:
+      crop: the middle, uint8 [image_size, image_size, 3].
+      blur_width: of the whole file, see `bvit.data.blur_width`.
+    """
+
+    crop: Pixels
+    blur_width: float | None
 
 
 def read_ahead(
@@ -65,7 +84,7 @@ def read_ahead(
     image_size: int,
     short_side: int,
     interpolation: str = "bilinear",
-) -> Iterator[list[tuple[Path, Pixels | UnreadableImageError]]]:
+) -> Iterator[list[tuple[Path, Photograph | UnreadableImageError]]]:
     """Reads files in threads, one group ahead.
 
     Args:
@@ -76,15 +95,16 @@ def read_ahead(
       interpolation: as in `bvit.data.decode.center_crop`.
 
     Yields:
-      For each file of a group, its uint8 pixels [image_size, image_size, 3] or the error.
+      For each file of a group, what is used of it, or the error.
     """
 
-    def read(path: Path) -> tuple[Path, Pixels | UnreadableImageError]:
+    def read(path: Path) -> tuple[Path, Photograph | UnreadableImageError]:
         try:
             image = path.read_bytes()
-            return path, center_crop(
+            crop = center_crop(
                 image, size=image_size, short_side=short_side, interpolation=interpolation
             )
+            return path, Photograph(crop, blur_width(decode_grey(image)))
         except UnreadableImageError as error:
             return path, error
         except OSError as error:

@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, PyTree, Shaped, UInt8
@@ -14,7 +13,6 @@ from bvit.classify import check, num_tokens, patch_size
 from bvit.evaluation.evaluator import make_classify, make_shown
 from bvit.image.focus_measures import FOCUS_MEASURES, own_threshold
 from bvit.image.pixels import to_float
-from bvit.image.sigma import estimate_sigma
 from bvit.sharding import make_mesh
 from bvit.tokens import Policy
 
@@ -26,13 +24,11 @@ class Predictions:
     Attributes:
       probability: of each class, [n, num_classes].
       blurry: the share of patches whose focus measure is under its threshold, [n].
-      sigma: of the Gaussian blur of each image, estimated, in pixels of the crop, [n].
       tokens: patch tokens that a block computes, the mean over the blocks, [n].
     """
 
     probability: Float[np.ndarray, "n classes"]
     blurry: Float[np.ndarray, " n"]
-    sigma: Float[np.ndarray, " n"]
     tokens: Float[np.ndarray, " n"]
 
 
@@ -84,8 +80,8 @@ class Predictor:
             mesh=make_mesh(devices=jax.local_devices()[:1]),
         )
         self._classify = functools.partial(classify, variables)
-        self._blur = functools.partial(
-            _blur,
+        self._blurry = functools.partial(
+            _blurry,
             score=score,
             threshold=own_threshold(score) if threshold is None else threshold,
             side=patch_size(model),
@@ -96,11 +92,10 @@ class Predictor:
     def __call__(self, pixels: UInt8[np.ndarray, "n s s 3"], first: int) -> Predictions:
         """Classifies some images; the first of them is number `first` of all."""
         logits = self._in_batches(self._classify, pixels, first)
-        blurry, sigma = self._in_batches(self._blur, pixels, first).T
+        blurry = self._in_batches(self._blurry, pixels, first)
         return Predictions(
             probability=np.asarray(jax.nn.softmax(logits)),
             blurry=blurry,
-            sigma=sigma,
             tokens=np.full(len(pixels), self._tokens),
         )
 
@@ -127,10 +122,9 @@ class Predictor:
 
 
 @functools.partial(jax.jit, static_argnames=("score", "threshold", "side"))
-def _blur(
+def _blurry(
     image: Array, index: Array, *, score: str, threshold: float, side: int
-) -> Float[Array, "n 2"]:
-    """The share of blurry patches, and the estimated sigma."""
+) -> Float[Array, " n"]:
+    """The share of blurry patches."""
     del index
-    blurry = FOCUS_MEASURES[score](image, patch_size=side) < threshold
-    return jnp.stack([blurry.mean(axis=(1, 2)), estimate_sigma(image)], axis=1)
+    return (FOCUS_MEASURES[score](image, patch_size=side) < threshold).mean(axis=(1, 2))

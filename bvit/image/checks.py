@@ -8,14 +8,36 @@ import jax
 import numpy as np
 from jaxtyping import ArrayLike
 
+# An error shows so much of a value.
+MOST_SHOWN = 80
+
+
+def short(value: object) -> str:
+    """A value as Python writes it, in one line, cut short if it is long."""
+    if isinstance(value, list | tuple) and len(value) > MOST_SHOWN:
+        return f"a {type(value).__name__} of {len(value):,}"
+    text = " ".join(repr(value).split())
+    if len(text) <= MOST_SHOWN:
+        return text
+    return f"{text[:MOST_SHOWN]}… ({len(text):,} characters)"
+
+
+def check_array(value: object, name: str) -> None:
+    """Raises ValueError if a value is a list or anything else that has no dtype."""
+    if not hasattr(value, "dtype") and not isinstance(value, int | float | complex):
+        raise ValueError(
+            f"{name} must be an array: got {type(value).__name__}; convert it with "
+            f"numpy.asarray({name})."
+        )
+
 
 def check_name(what: str, name: str, names: Iterable[str]) -> None:
     """Raises ValueError, with a suggestion, if `name` is not one of the names of `what`."""
     if name in names:
         return
-    close = difflib.get_close_matches(str(name), names)
+    close = difflib.get_close_matches(str(name)[:MOST_SHOWN], names)
     hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(names)}."
-    raise ValueError(f"no {what} is called {name!r}; {hint}")
+    raise ValueError(f"no {what} is called {short(name)}; {hint}")
 
 
 def check_kernel_size(kernel_size: int, shape: tuple[int, ...]) -> None:
@@ -34,7 +56,8 @@ def check_odd(kernel_size: int) -> None:
     """Raises ValueError if a kernel has no middle pixel."""
     if not isinstance(kernel_size, (int, np.integer)) or kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(
-            f"kernel_size must be an odd integer >= 1: got {kernel_size}; use for example 19."
+            f"kernel_size must be an odd integer >= 1: got {short(kernel_size)}; use for example "
+            "19."
         )
 
 
@@ -49,10 +72,10 @@ def check_strength(
     if isinstance(value, jax.core.Tracer):
         return
     if not np.all(np.asarray(value) >= 0):
-        raise ValueError(f"{name} must be >= 0 (0 leaves the image as it is): got {value}.")
+        raise ValueError(f"{name} must be >= 0 (0 leaves the image as it is): got {short(value)}.")
     if not np.all(np.asarray(value) <= highest):
         raise ValueError(
-            f"{name} must be at most {highest}, or it leaves the kernel: got {value}; raise "
+            f"{name} must be at most {highest}, or it leaves the kernel: got {short(value)}; raise "
             "kernel_size."
         )
 
@@ -76,5 +99,5 @@ def check_range(
     if not lowest <= low <= high <= highest:
         raise ValueError(
             f"{name} must be within {lowest:g} and {highest:g}, the lower bound first: "
-            f"got {bounds}."
+            f"got {short(bounds)}."
         )

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from bvit.image.batching import Keys, image_keys, map_images
+from bvit.image.checks import short
 from bvit.image.pixels import check_image
 
 # The strengths of `random_color_jitter` in their order, each with the largest that makes sense.
@@ -48,7 +49,9 @@ def random_color_jitter(
     strengths = (brightness, contrast, saturation, hue)
     for strength, (name, highest) in zip(strengths, MAX_STRENGTHS.items(), strict=True):
         if not 0 <= strength <= highest:
-            raise ValueError(f"{name} must be within 0 (off) and {highest:g}: got {strength}.")
+            raise ValueError(
+                f"{name} must be within 0 (off) and {highest:g}: got {short(strength)}."
+            )
     return _jitter(image_keys(key, np.shape(image)[:-3]), image, strengths=strengths)
 
 

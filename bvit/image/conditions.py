@@ -28,6 +28,7 @@ from bvit.image.camera import (
     random_motion_blur,
     random_shake_blur,
 )
+from bvit.image.checks import short
 from bvit.image.corruptions import ALEXNET_ERROR, SEVERITIES, check_corruption, corrupt
 from bvit.image.deblur import deblur_gaussian
 from bvit.image.draws import split_each
@@ -89,7 +90,9 @@ def _number(sigma: str) -> float:
     except ValueError:
         value = -1.0
     if not value >= 0:
-        raise ValueError(f"gaussian takes a sigma of 0 or more, as gaussian:2.5: got {sigma!r}.")
+        raise ValueError(
+            f"gaussian takes a sigma of 0 or more, as gaussian:2.5: got {short(sigma)}."
+        )
     return value
 
 
@@ -233,7 +236,7 @@ def _part(part: str) -> Condition:
     by_kind = {name.partition(":")[0]: name for name in reversed(known)}
     near = difflib.get_close_matches(kind, by_kind, n=1)
     hint = f"did you mean {by_kind[near[0]]!r}?" if near else "join several with '+'."
-    raise ValueError(f"condition must be one of {', '.join(known)}: got {part!r}; {hint}")
+    raise ValueError(f"condition must be one of {', '.join(known)}: got {short(part)}; {hint}")
 
 
 def indexed_keys(key: Array, index: Int[Array, " n"]) -> Array:

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from bvit.image.batching import Keys, image_keys, map_images
-from bvit.image.checks import check_kernel_size
+from bvit.image.checks import check_kernel_size, short
 from bvit.image.fourier import convolve_one
 from bvit.image.glass import move_pixels
 from bvit.image.pixels import check_image
@@ -79,9 +79,11 @@ def corrupt(
 def check_corruption(name: str, severity: int | str) -> None:
     """Raises ValueError if there is no such blur in ImageNet-C."""
     if name not in NAMES:
-        raise ValueError(f"name must be one of {', '.join(NAMES)}: got {name!r}.")
+        raise ValueError(f"name must be one of {', '.join(NAMES)}: got {short(name)}.")
     if severity not in SEVERITIES:
-        raise ValueError(f"severity must be 1, 2, 3, 4 or 5 (the strongest): got {severity!r}.")
+        raise ValueError(
+            f"severity must be 1, 2, 3, 4 or 5 (the strongest): got {short(severity)}."
+        )
 
 
 def corruption_error(name: str, errors: Sequence[float]) -> float:
@@ -96,7 +98,7 @@ def corruption_error(name: str, errors: Sequence[float]) -> float:
     """
     if name not in ALEXNET_ERROR:
         raise ValueError(
-            f"AlexNet's error is published for {', '.join(ALEXNET_ERROR)}: got {name!r}."
+            f"AlexNet's error is published for {', '.join(ALEXNET_ERROR)}: got {short(name)}."
         )
     if len(errors) != len(SEVERITIES):
         raise ValueError(f"errors must be one for each of 5 severities: got {len(errors)}.")

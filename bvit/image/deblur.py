@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from bvit.image.batching import map_images
-from bvit.image.checks import check_one_each
+from bvit.image.checks import check_one_each, short
 from bvit.image.focus_measures import noise_variance
 from bvit.image.fourier import (
     apply_transfer,
@@ -68,7 +68,7 @@ def deblur_gaussian(
     """
     check_image(image, channels=3)
     if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}: got {method!r}.")
+        raise ValueError(f"method must be one of {', '.join(METHODS)}: got {short(method)}.")
     batch = np.shape(image)[:-3]
     sigma = estimate_sigma(image) if sigma is None else sigma
     check_one_each("sigma", sigma, batch)
@@ -129,8 +129,9 @@ def wiener(
     traced = isinstance(noise_to_signal, jax.core.Tracer)
     if not traced and not np.all(np.asarray(noise_to_signal) > 0):
         raise ValueError(
-            f"noise_to_signal must be > 0: got {noise_to_signal}; 0 would divide by zero where the "
-            "blur removed a frequency. Use for example 0.001 where there is hardly any noise."
+            f"noise_to_signal must be > 0: got {short(noise_to_signal)}; 0 would divide by zero "
+            "where the blur removed a frequency. Use for example 0.001 where there is hardly any "
+            "noise."
         )
     return _wiener(image, kernel, noise_to_signal)
 
@@ -161,7 +162,9 @@ def richardson_lucy(
     check_image(image)
     check_kernel(kernel, np.shape(image))
     if not isinstance(iterations, (int, np.integer)) or iterations < 1:
-        raise ValueError(f"iterations must be an integer >= 1: got {iterations}; use 10 to 50.")
+        raise ValueError(
+            f"iterations must be an integer >= 1: got {short(iterations)}; use 10 to 50."
+        )
     return _richardson_lucy(image, kernel, iterations=int(iterations))
 
 

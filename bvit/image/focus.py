@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from bvit.image.batching import map_images
+from bvit.image.checks import short
 from bvit.image.patches import check_patch_size
 from bvit.image.pixels import LUMA, check_image
 
@@ -57,7 +58,7 @@ def patch_laplacian_variance(
     check_image(image, channels=3)
     check_patch_size(np.shape(image)[-3:-1], patch_size)
     if border not in ("patch", "image"):
-        raise ValueError(f'border must be "patch" or "image": got {border!r}.')
+        raise ValueError(f'border must be "patch" or "image": got {short(border)}.')
     return _variance(image, patch_size=patch_size, border=border, quantize=bool(quantize))
 
 
@@ -89,7 +90,7 @@ def patch_mask(
       ValueError: as `patch_laplacian_variance`, or another word for `remove`.
     """
     if remove not in ("blurry", "sharp"):
-        raise ValueError(f'remove must be "blurry" or "sharp": got {remove!r}.')
+        raise ValueError(f'remove must be "blurry" or "sharp": got {short(remove)}.')
     variance = patch_laplacian_variance(
         image, patch_size=patch_size, border=border, quantize=quantize
     )

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Complex, Float
 
 from bvit.image.batching import map_images
-from bvit.image.checks import check_kernel_size
+from bvit.image.checks import check_array, check_kernel_size
 from bvit.image.pixels import check_image
 
 # Transforms of such lengths are fast everywhere: NumPy's, XLA's and NVIDIA's split them all.
@@ -50,6 +50,7 @@ def check_kernel(kernel: ArrayLike, shape: tuple[int, ...]) -> None:
             f"kernel must be [size, size], or one for each image: got shape {np.shape(kernel)} for "
             f"images of shape {tuple(shape)}."
         )
+    check_array(kernel, "kernel")
     if not jnp.issubdtype(jnp.result_type(kernel), jnp.floating):
         raise ValueError(
             f"kernel must be floating point: got {jnp.result_type(kernel)}; divide it by its sum."

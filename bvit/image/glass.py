@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, Key, Real
 
 from bvit.image.batching import Keys, image_keys, map_images
-from bvit.image.checks import check_kernel_size, check_range, check_strength
+from bvit.image.checks import check_kernel_size, check_range, check_strength, short
 from bvit.image.draws import split_each, uniform_each
 from bvit.image.pixels import check_image
 from bvit.image.separable import filter_both_axes, half_gaussian
@@ -133,7 +133,9 @@ def _check(image: ArrayLike, max_shift: int, rounds: int, kernel_size: int) -> t
     check_kernel_size(kernel_size, np.shape(image))
     for name, value in (("max_shift", max_shift), ("rounds", rounds)):
         if not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"{name} must be an integer >= 1: got {value}; use for example 2.")
+            raise ValueError(
+                f"{name} must be an integer >= 1: got {short(value)}; use for example 2."
+            )
     return np.shape(image)[:-3]
 
 

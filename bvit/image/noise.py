@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from bvit.image.batching import Keys, image_keys, map_images
-from bvit.image.checks import check_strength
+from bvit.image.checks import check_strength, short
 from bvit.image.pixels import check_image
 
 
@@ -47,7 +47,9 @@ def sensor_noise(
     check_strength("read", read, batch)
     check_strength("shot", shot, batch)
     if bits is not None and bits not in range(1, 17):
-        raise ValueError(f"bits must be an integer from 1 to 16, or None: got {bits}; use 8.")
+        raise ValueError(
+            f"bits must be an integer from 1 to 16, or None: got {short(bits)}; use 8."
+        )
     return _noise(image_keys(key, batch), image, read, shot, bits=bits)
 
 

@@ -2,11 +2,16 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from jaxtyping import Array, Float, Shaped
+
+from bvit.image.checks import short
 
 
 def check_patch_size(image_shape: tuple[int, int], patch_size: int) -> None:
     """Raises ValueError if patches of patch_size×patch_size pixels do not tile an image (h, w)."""
+    if not isinstance(patch_size, int | np.integer):
+        raise ValueError(f"patch_size must be a whole number: got {short(patch_size)}; use 16.")
     height, width = image_shape
     if patch_size >= 1 and height % patch_size == 0 and width % patch_size == 0:
         return

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, UInt8
 
+from bvit.image.checks import check_array
+
 # Channel means and standard deviations of the ImageNet training set, of pixels in [0, 1]: what the
 # published torchvision and timm CNN weights were trained with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -32,6 +34,7 @@ def check_image(image: ArrayLike, name: str = "image", channels: int | None = No
       ValueError: it is not floating point, has no axes for height, width and channels, or has
         other channels than wanted.
     """
+    check_array(image, name)
     dtype, shape = jnp.result_type(image), np.shape(image)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
@@ -69,6 +72,7 @@ def to_float(image: UInt8[ArrayLike, "*b h w c"]) -> Float[Array, "*b h w c"]:
     Raises:
       ValueError: the pixels are not uint8 (16-bit ones need another divisor, float ones none).
     """
+    check_array(image, "image")
     dtype = jnp.result_type(image)
     if dtype != jnp.uint8:
         raise ValueError(

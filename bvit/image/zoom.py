@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from bvit.image.batching import Keys, map_images
-from bvit.image.checks import check_range, check_strength
+from bvit.image.checks import check_range, check_strength, short
 from bvit.image.draws import uniform_each
 from bvit.image.pixels import check_image
 
@@ -90,7 +90,9 @@ def mean_resampled(
 def _check(image: ArrayLike, steps: int) -> None:
     check_image(image)
     if not isinstance(steps, (int, np.integer)) or steps < 2:
-        raise ValueError(f"steps must be an integer >= 2: got {steps}; use for example {STEPS}.")
+        raise ValueError(
+            f"steps must be an integer >= 2: got {short(steps)}; use for example {STEPS}."
+        )
 
 
 @partial(jax.jit, static_argnames="steps")

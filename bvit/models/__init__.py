@@ -7,6 +7,7 @@ from functools import partial
 
 import flax.linen as nn
 
+from bvit.image.checks import short
 from bvit.models.googlenet import GoogLeNet
 from bvit.models.resnet import BasicBlock, Bottleneck, ResNet
 from bvit.models.vgg import VGG
@@ -82,7 +83,7 @@ def create(name: str, *, num_classes: int = 1000, **overrides) -> nn.Module:
       ValueError: no such model, no such override, or values that do not fit together.
     """
     if name not in MODELS:
-        raise ValueError(f"no model is called {name!r}; {_suggest(name, MODELS)}")
+        raise ValueError(f"no model is called {short(name)}; {_suggest(name, MODELS)}")
     constructor = MODELS[name]
     # Linen adds `parent` and `name` to every module; they are not the caller's to set.
     fields = {f.name for f in dataclasses.fields(constructor.func)} - {"parent", "name"}

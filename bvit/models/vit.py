@@ -83,10 +83,10 @@ class VisionTransformer(nn.Module):
         check_patch_size(self._image_shape, self.patch_size)
         if self.width % self.num_heads:
             below = self.width - self.width % self.num_heads
+            fits = [str(one) for one in (below, below + self.num_heads) if one]
             raise ValueError(
                 f"width must be a multiple of num_heads: got width={self.width}, "
-                f"num_heads={self.num_heads}; use width={below or self.num_heads} "
-                f"or {below + self.num_heads}."
+                f"num_heads={self.num_heads}; use width={' or '.join(fits)}."
             )
         if self.pool not in POOLS:
             raise ValueError(f"pool must be one of {', '.join(POOLS)}: got {self.pool!r}.")

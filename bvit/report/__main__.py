@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bvit import outputs
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.evaluation import imagenet_c
 from bvit.report import formats, pairing, paper, plots, tables
@@ -40,13 +41,15 @@ def main(arguments: Sequence[str]) -> None:
     rows = {one.label: one.rows for one in groups}
     try:
         form = _format(options)
+        for path in filter(None, (options.to, options.sigma, options.tradeoff)):
+            outputs.check(path)
         sections = _sections(groups, matrix=options.matrix, paired=_paired(groups, options))
         if failures:
             sections.append(("Left out", [["run", "why"], *map(list, failures.items())]))
         if options.sigma:
-            plots.draw_sigma(rows).savefig(options.sigma, dpi=150)
+            outputs.write_figure(options.sigma, plots.draw_sigma(rows), dpi=150)
         if options.tradeoff:
-            plots.draw_tradeoff(rows).savefig(options.tradeoff, dpi=150)
+            outputs.write_figure(options.tradeoff, plots.draw_tradeoff(rows), dpi=150)
         if form == "html":
             lines = {one.label: [run.metrics for run in one.runs] for one in groups}
             found = {} if options.matrix else plots.draw(rows, lines)
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
         else:
             text = (formats.as_csv if form == "csv" else formats.as_markdown)(sections)
         if options.to:
-            options.to.write_text(text + "\n")
+            outputs.write(options.to, formats.marked(text, form).encode())
         else:
             print(text)
     except (ValueError, OSError) as error:
@@ -90,8 +93,12 @@ def _parser() -> Parser:
         action="store_true",
         help="only top-1, with a row for each setting and a column for each condition",
     )
-    parser.add_argument("--sigma", metavar="FILE", help="draw accuracy against the blur's sigma")
-    parser.add_argument("--tradeoff", metavar="FILE", help="draw accuracy against its cost")
+    parser.add_argument(
+        "--sigma", type=Path, metavar="FILE", help="draw accuracy against the blur's sigma"
+    )
+    parser.add_argument(
+        "--tradeoff", type=Path, metavar="FILE", help="draw accuracy against its cost"
+    )
     return parser
 
 

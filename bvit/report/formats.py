@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from bvit.evaluation.rows import align
+from bvit.outputs import MARK
 
 Table = tuple[str, Sequence[Sequence[str]]]  # Its title, and its cells with the header first.
 
@@ -60,6 +61,16 @@ def as_html(title: str, tables: Sequence[Table], figures: Mapping[str, Figure]) 
         f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         f"<h1>{html.escape(title)}</h1>\n{body}\n</body>\n</html>"
     )
+
+
+def marked(text: str, form: str) -> str:
+    """A report as it is written to a file: with a mark that bvit wrote it, where there is room.
+
+    Args:
+      text: of one of the functions above.
+      form: "markdown", "html" or "csv", which has no comments.
+    """
+    return text + "\n" if form == "csv" else f"{text}\n<!-- {MARK} -->\n"
 
 
 def _html_table(title: str, lines: Sequence[Sequence[str]]) -> str:

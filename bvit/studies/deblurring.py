@@ -29,7 +29,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from ml_collections import ConfigDict
 
 from bvit import config as config_lib
-from bvit import data, sharding
+from bvit import data, outputs, sharding
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.evaluation import cost
 from bvit.evaluation.evaluator import make_classify, make_corrupt
@@ -334,13 +334,15 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--to", type=Path, metavar="FILE", help="write there, not to stdout")
     options = parser.parse_args(arguments)
     try:
+        for path in filter(None, (options.plot, options.to)):
+            outputs.check(path)
         tested, quality = study(options.runs)
         tables = [(ACCURACIES, accuracy_lines(tested)), (QUALITY, quality_lines(quality))]
         text = formats.as_markdown(tables)
         if options.plot:
-            draw(tested).savefig(options.plot, dpi=110)
+            outputs.write_figure(options.plot, draw(tested), dpi=110)
         if options.to:
-            options.to.write_text(text + "\n")
+            outputs.write(options.to, formats.marked(text, "markdown").encode())
         else:
             print(text)
     except (ValueError, OSError) as error:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
+from bvit import outputs
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.image.blur import gaussian_blur
 from bvit.image.focus import WHITE
@@ -79,8 +80,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("photos", nargs="*", metavar="PHOTOS", help="files, folders, patterns")
     options = parser.parse_args(arguments)
     try:
+        outputs.check(options.to)
         figure = draw(load(options.photos, MOST), patch_size=options.patch_size)
-        figure.savefig(options.to, dpi=100)
+        outputs.write_figure(options.to, figure, dpi=100)
     except (ValueError, OSError) as error:
         fail(str(error), EXIT_BAD_INPUT)
     print(f"{options.to}: {SIDE} px, patches of {options.patch_size}")

@@ -6,6 +6,7 @@ import math
 import re
 from typing import Any
 
+from bvit.image.checks import short
 from bvit.image.focus_measures import DEFAULT_MEASURE, own_threshold
 from bvit.tokens.atc import Atc
 from bvit.tokens.cluster import Cluster
@@ -67,7 +68,7 @@ def parse(
     if name not in POLICIES:
         near = difflib.get_close_matches(name, POLICIES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"policy must be one of {', '.join(POLICIES)}: got {name!r}{hint}")
+        raise ValueError(f"policy must be one of {', '.join(POLICIES)}: got {short(name)}{hint}")
     policy = POLICIES[name]
     fields = {field.name: field for field in dataclasses.fields(policy)}
     configured: dict[str, Any] = {"score": score, "zero_at": zero_at}
@@ -76,7 +77,9 @@ def parse(
     if at:
         _check_takes(policy, fields, "at", text[text.index("@") :], text)
         if len(at) > 1 and not staged:
-            raise ValueError(f"policy {name} acts in one block, as {name}:0.5@2: got {text!r}.")
+            raise ValueError(
+                f"policy {name} acts in one block, as {name}:0.5@2: got {short(text)}."
+            )
         options["at"] = at if staged else at[0]
     for part in parts:
         key, equals, value = part.partition("=")
@@ -86,10 +89,10 @@ def parse(
         else:
             _check_takes(policy, fields, "budget", part, text)
             if "budget" in options:
-                raise ValueError(f"a policy has one budget, as {name}:0.5: got {text!r}.")
+                raise ValueError(f"a policy has one budget, as {name}:0.5: got {short(text)}.")
             each = tuple(_budget(one, name, text) for one in part.split("+"))
             if len(each) > 1 and not staged:
-                raise ValueError(f"policy {name} has one budget, as {name}:0.5: got {text!r}.")
+                raise ValueError(f"policy {name} has one budget, as {name}:0.5: got {short(text)}.")
             options["budget"] = each if len(each) > 1 else each[0]
     if policy is Zero and not parts:
         options |= _paper(score, threshold)
@@ -104,11 +107,13 @@ def parse(
 
 def _split(text: str) -> tuple[str, list[str], tuple[int, ...]]:
     """Name, what stands behind colons, and the blocks behind @."""
+    if not isinstance(text, str):
+        raise ValueError(f"a policy is text, as keep or cluster:0.5: got {short(text)}.")
     head, mark, blocks = text.partition("@")
     if mark and not re.fullmatch(r"[0-9]+(\+[0-9]+)*", blocks):
         raise ValueError(
             "behind @ stands the number of a block, as cluster:0.5@4, or several, as "
-            f"cluster:0.5@5+9: got {blocks!r} in {text!r}."
+            f"cluster:0.5@5+9: got {short(blocks)} in {short(text)}."
         )
     name, *parts = head.split(":")
     return name, parts, tuple(map(int, blocks.split("+"))) if mark else ()
@@ -122,7 +127,7 @@ def _check_takes(
     what = {"at": "block"}.get(field, field)
     example = policy.name + ":0.5" * ("budget" in fields)
     raise ValueError(
-        f"policy {policy.name} takes no {what}: got {part!r} in {text!r}; use {example}."
+        f"policy {policy.name} takes no {what}: got {short(part)} in {short(text)}; use {example}."
     )
 
 
@@ -134,7 +139,7 @@ def _budget(part: str, name: str, text: str) -> int | float:
     except ValueError:
         raise ValueError(
             f"a policy's budget is a whole number of tokens, as {name}:32, or a share of the "
-            f"operations of keep, as {name}:0.5: got {part!r} in {text!r}."
+            f"operations of keep, as {name}:0.5: got {short(part)} in {short(text)}."
         ) from None
 
 
@@ -144,7 +149,7 @@ def _number(text: str, whole: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"expected a number, as threshold=0.1: got {text!r} in {whole!r}.")
+        raise ValueError(f"expected a number, as threshold=0.1: got {short(text)} in {whole!r}.")
     return number
 
 

@@ -107,8 +107,9 @@ class Meter:
         if self._nonfinite_in_a_row > self._skip_nonfinite:
             raise NonFiniteLossError(
                 f"loss {values['loss']} and gradient norm {values['grad_norm']} at step {step} are "
-                "not both finite. The last checkpoint is from before it; lower "
-                "optimizer.learning_rate, or set train.skip_nonfinite to skip such updates."
+                "not both finite. The last checkpoint is from before it. Run the same command with "
+                f"train.skip_nonfinite={2 * self._skip_nonfinite + 1}, which skips such updates, "
+                "to go on; or train in another --workdir with a lower optimizer.learning_rate."
             )
         if distributed.is_main():
             logging.warning("Skipped step %d: loss %s is not finite.", step, values["loss"])

@@ -1,5 +1,7 @@
 import io
 import math
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -13,6 +15,7 @@ from bvit.data.decode import (
     UnreadableImageError,
     center_crop,
     decode,
+    decode_grey,
     draw_box,
     random_resized_crop,
     resize,
@@ -338,3 +341,43 @@ def test_center_crop_without_resizing_is_exact():
 def test_a_crop_larger_than_the_short_side_is_an_error():
     with pytest.raises(ValueError, match="short side of at least 64 px: got 63"):
         center_crop(_test_image(80, 80), size=64, short_side=63)
+
+
+def test_files_that_decoders_complain_about_print_nothing(capfd):
+    """Warnings of libpng and OpenCV would stand in the middle of a progress bar."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (40, 40, 3), np.uint8)
+    png, tiff = _encode(pixels, "PNG"), _encode(pixels, "TIFF")
+    odd = png[:33] + png_chunk(b"iCCP", b"x\0\0no profile") + png_chunk(b"sBIT", b"\0\0") + png[33:]
+    np.testing.assert_array_equal(decode(odd), pixels)
+    unchecked = odd.replace(b"no profile", b"no PROFILE")  # a checksum that matters to no pixel
+    np.testing.assert_array_equal(decode(unchecked), pixels)
+    np.testing.assert_array_equal(decode(tiff), pixels)
+    damaged = bytearray(png)
+    damaged[len(png) // 2] ^= 255
+    for broken in (
+        bytes(damaged),
+        png[: len(png) // 2],
+        png[:40],
+        tiff[: len(tiff) // 2],
+        b"GIF89a",
+    ):
+        with pytest.raises(UnreadableImageError):
+            decode(broken)
+    assert capfd.readouterr() == ("", "")
+
+
+def png_chunk(kind, content):
+    body = kind + content
+    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+def test_grey_is_that_of_the_colours_at_full_resolution(form):
+    pixels = cv2.GaussianBlur(
+        np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8), (0, 0), 2
+    )
+    grey = decode_grey(_encode(pixels, form))
+    assert grey.shape == (90, 70)
+    expected = cv2.cvtColor(decode(_encode(pixels, form)), cv2.COLOR_RGB2GRAY)
+    np.testing.assert_allclose(grey.astype(int), expected.astype(int), atol=2)

@@ -295,7 +295,7 @@ def test_what_is_no_finished_run_is_named_and_the_others_are_reported(runs, tmp_
         (["--formt=csv"], "did you mean --format?"),
         ([], "RUN"),
         (["--to=report.pdf"], "must end in .md, .csv, .html"),
-        (["--to=nowhere/report.md"], "No such file"),
+        (["--to=nowhere/report.md"], "there is no folder nowhere"),
         (["--against_policy=keep"], "give --against too"),
         (["--against=nowhere"], "nowhere is no run directory"),
     ],
