@@ -139,17 +139,22 @@ def test_evit_keeps_what_the_class_token_looks_at_and_fuses_the_rest(given):
         assert (got.where[i][order[8:]] == 8).all()
 
 
+@pytest.mark.parametrize("protect", [True, False])
 @pytest.mark.parametrize("r", [1, 5, 12])
-def test_pitome_merges_by_energy(r):
+def test_pitome_merges_by_energy(r, protect):
     keys = RNG.normal(size=(N, T, 8)).astype(np.float32)
-    got = np.asarray(match(jnp.asarray(keys), r, margin=0.3))
+    got = np.asarray(match(jnp.asarray(keys), r, margin=0.3, protect=protect))
     for one, row in zip(keys.astype(np.float64), got, strict=True):
         unit = one / np.linalg.norm(one, axis=1, keepdims=True)
         cosine = unit @ unit.T
         energy = np.where(cosine >= 0.3, cosine - 0.3, np.exp(cosine - 0.3) - 1).mean(1)
         order = np.argsort(-energy, kind="stable")
-        goes, stays = order[: 2 * r : 2], order[1 : 2 * r : 2]
-        wanted = {k: {k} for k in [*order[2 * r :], *stays]}
+        goes, stays, rest = order[: 2 * r : 2], order[1 : 2 * r : 2], order[2 * r :]
+        if not protect:
+            goes, stays = order[::2], order[1::2]
+            goes = goes[np.argsort(-cosine[np.ix_(goes, stays)].max(1), kind="stable")]
+            goes, rest = goes[:r], goes[r:]
+        wanted = {k: {k} for k in [*rest, *stays]}
         for a in goes:
             wanted[stays[np.argmax(cosine[a, stays])]].add(a)
         assert sorted(map(sorted, wanted.values())) == sorted(map(list, groups(row)))
