@@ -99,7 +99,7 @@ def test_no_picture_at_all_is_an_error(capsys, monkeypatch, tmp_path, folder):
     assert (code, len(out.splitlines())) == (0, 1)
     (tmp_path / "none").mkdir()
     code, _, err = run(capsys, tmp_path / "none")
-    assert (code, "no picture in it" in err) == (1, True)
+    assert (code, "no image in it" in err) == (1, True)
     code, _, err = run(capsys, "--dry-run", folder)
     assert (code, "--move-blurred" in err) == (2, True)
 
