@@ -6,9 +6,13 @@ interrupted training needs to go on.
 
 import collections
 import contextlib
+import functools
 import json
+import re
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from logging import ERROR
 from pathlib import Path
 
 import jax
@@ -24,6 +28,10 @@ MODEL, TRAINING = "model", "training"
 MODEL_PARTS = ("params", "model_state", "ema_params")
 # Older checkpoints have one item with all parts.
 SINGLE = "default"
+# How tensorstore, which writes for orbax, names the reason of the operating system.
+OS_ERROR = re.compile(r"([^:\[\]]+) \[os_error_code=")
+MOST_TOLD = 300
+NOBODY_WAITS = "Event loop is closed"
 SEAL_CHUNK = 2**24  # bytes read at a time for a checksum
 
 State = Mapping[str, PyTree]
@@ -53,6 +61,7 @@ class Checkpoints:
           folder: has one subfolder for each step.
           keep: how many of the newest to keep.
         """
+        _silence_orbax()
         self._folder = folder
         self._manager = ocp.CheckpointManager(
             folder.absolute(),
@@ -98,7 +107,9 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            # It repeats what `wait` has raised, in errors of many kinds.
+            with contextlib.suppress(Exception):
+                self._manager.close()
 
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:
@@ -109,8 +120,8 @@ class Checkpoints:
             step, self._unsealed = self._unsealed, None
             raise CheckpointWriteError(
                 f"the checkpoint of step {step} could not be written to {self._folder}: "
-                f"{str(error).splitlines()[0][-300:]}. Those before it are kept; make room, then "
-                "run the same command to go on."
+                f"{_reason(error)}. Those before it are kept; make room, then run the same command "
+                "to go on."
             ) from error
 
     def _write_seal(self, step: int) -> None:
@@ -245,6 +256,35 @@ class Checkpoints:
             f"differ, e.g. {name} is {saved.get(name)} in it and {wanted.get(name)} here; use the "
             "config it was trained with, or another --workdir."
         )
+
+
+def _reason(error: Exception) -> str:
+    """Why a file could not be written, in a line: orbax names it inside of hundreds of letters."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if found := OS_ERROR.search(str(error)):
+        return found[1].strip()
+    return " ".join(str(error).split())[-MOST_TOLD:] or type(error).__name__
+
+
+@functools.cache
+def _silence_orbax() -> None:
+    """Keeps what orbax prints about an error, besides raising it, from burying its one line.
+
+    It logs the error with its traceback in each thread that the error passes. Then tensorstore
+    prints, where nothing can be raised, that nobody waits for the other arrays any more.
+    """
+    logging.get_absl_handler().addFilter(
+        lambda record: record.levelno < ERROR or "orbax" not in record.pathname
+    )
+    hook = sys.unraisablehook
+
+    def shown(unraisable: "sys.UnraisableHookArgs") -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and NOBODY_WAITS in str(error)):
+            hook(unraisable)
+
+    sys.unraisablehook = shown
 
 
 def _restore_args(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:

@@ -1,9 +1,8 @@
 """Several processes as one run: how they find each other, and what they agree on."""
 
 import contextlib
-import os
-import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -11,6 +10,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
+
+from bvit import interrupt
 
 # Room for an error message that all processes are told.
 MESSAGE_BYTES = 2048
@@ -95,10 +96,12 @@ def greatest(value: int, mesh: Mesh) -> Int[Array, " 1"] | int:
 _max = jax.jit(lambda said: said.max())
 
 
-def leave(code: int) -> None:
-    """Ends this process, without waiting for others where these wait for it."""
-    if jax.process_count() > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+def leave(message: str, code: int) -> NoReturn:
+    """Ends every process of the run at the same point, with one line of the first."""
+    told = message if is_main() else ""
+    if jax.process_count() > 1:  # the others may still need this one
+        with contextlib.suppress(Exception):
+            jax.distributed.shutdown()
+    if told:
+        interrupt.leave(told, code)
+    interrupt.end(code)

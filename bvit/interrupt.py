@@ -2,8 +2,8 @@
 
 Commands spend seconds importing, and a `KeyboardInterrupt` there prints a traceback through all of
 JAX. Nothing has to be saved by then, so `end_commands_quietly` ends the process with one line. Code
-that has something to save uses a `SignalWatch`. The package imports this module first, so it
-imports nothing heavy.
+that has something to save uses a `SignalWatch`. Exit codes are 130 and 143 at every moment. The
+package imports this module first, so it imports nothing heavy.
 """
 
 import contextlib
@@ -126,24 +126,37 @@ class SignalWatch:
 
 
 def leave(message: str, code: int) -> NoReturn:
-    """Ends the process at any point, with one line.
+    """Ends the process at any point, with one line."""
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it, or its disk is full
+        print(f"bvit: {message}", file=sys.stderr)
+    end(code)
 
-    JAX computes in background threads, and crashes if the interpreter shuts down meanwhile. So the
-    interpreter is not shut down.
+
+def end(code: int) -> NoReturn:
+    """Ends the process at any point, and the processes that it started.
+
+    JAX computes and compiles in background threads, which crash if the interpreter shuts down
+    meanwhile: the process would end by SIGSEGV. So the interpreter is not shut down.
     """
-    print(f"bvit: {message}", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    # Without this module, no process was started.
+    if processes := sys.modules.get("multiprocessing"):
+        for child in processes.active_children():
+            child.kill()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
     os._exit(code)
 
 
 def end_commands_quietly() -> None:
-    """Makes Ctrl-C end a command of bvit with one line; other programs are not changed.
+    """Makes Ctrl-C and SIGTERM end a command of bvit with one line; other programs are not changed.
 
     A background command that was started with Ctrl-C ignored goes on ignoring it.
     """
-    if _is_command() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, _end)
+    if _is_command():
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(signum) != signal.SIG_IGN:
+                signal.signal(signum, _end)
 
 
 def _is_command() -> bool:

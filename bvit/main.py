@@ -14,7 +14,7 @@ from bvit import distributed
 from bvit.checkpoint import CheckpointError, CheckpointWriteError
 from bvit.data import UnreadableImageError
 from bvit.experiment import prepare
-from bvit.interrupt import Interrupted, SignalWatch
+from bvit.interrupt import Interrupted, SignalWatch, leave
 from bvit.run import Run
 from bvit.training.feed import DataWorkerError
 from bvit.training.loop import train_and_evaluate
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
         with SignalWatch() as signals:
             _main(signals)
     except Interrupted as stop:
-        _exit(f"{stop}; run the same command to go on.", stop.exit_code)
+        distributed.leave(f"{stop}; run the same command to go on.", stop.exit_code)
 
 
 def _main(signals: SignalWatch) -> None:
@@ -60,7 +60,7 @@ def _main(signals: SignalWatch) -> None:
         contextlib.closing(run),
         _common_errors(EXIT_BAD_INPUT, CheckpointError),
         _common_errors(EXIT_FAILED, NonFiniteLossError),
-        _local_errors(CheckpointWriteError, DataWorkerError, UnreadableImageError, OSError),
+        _local_errors(run, CheckpointWriteError, DataWorkerError, UnreadableImageError, OSError),
     ):
         train_and_evaluate(experiment, run, signals)
 
@@ -80,17 +80,23 @@ def _common_errors(code: int, *kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        _exit(str(error), code)
+        distributed.leave(str(error), code)
 
 
 @contextlib.contextmanager
-def _local_errors(*kinds: type[Exception]) -> Iterator[None]:
+def _local_errors(run: Run, *kinds: type[Exception]) -> Iterator[None]:
     """Reports errors that one process may have alone; it ends without waiting for the others."""
     try:
         yield
     except kinds as error:
-        print(f"bvit: {error}", file=sys.stderr)
-        distributed.leave(EXIT_FAILED)
+        message = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            where = error.filename or run.path
+            message = (
+                f"{error.strerror}: {where}. The checkpoints in {run.checkpoints} are kept; make "
+                "room or mend the disk, then run the same command to go on."
+            )
+        leave(" ".join(message.split()), EXIT_FAILED)
 
 
 def _default_workdir() -> Path:

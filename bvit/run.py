@@ -100,15 +100,21 @@ class Run:
 
         Raises:
           ValueError: the folder holds a run of another config, or something that is no run, or
-            another process is working in it.
+            another process is working in it, or it can't be written to.
         """
         run = cls(path)
         if distributed.is_main():
-            _check_ours(path, config)
-            path.mkdir(parents=True, exist_ok=True)
-            run._lock = _lock(path)
-            run.figures.mkdir(exist_ok=True)
-            write_json(path / "config.json", config)
+            try:
+                _check_ours(path, config)
+                path.mkdir(parents=True, exist_ok=True)
+                run._lock = _lock(path)
+                run.figures.mkdir(exist_ok=True)
+                write_json(path / "config.json", config)
+            except OSError as error:
+                raise ValueError(
+                    f"the run directory {path} can't be written to ({error.strerror}): make room "
+                    "there, or choose another --workdir."
+                ) from error
         return run
 
     def close(self) -> None:
