@@ -1,4 +1,4 @@
-"""The flags of the small commands: short help, and a wrong flag is told with the right one."""
+"""The flags of the small commands: short help, and errors that name the flag that was meant."""
 
 import argparse
 import difflib
@@ -13,7 +13,7 @@ EXIT_BAD_INPUT = 2
 
 
 class Parser(argparse.ArgumentParser):
-    """Parses a command's flags; whatever is wrong is told in one line, with exit code 2."""
+    """Parses a command's flags, and reports errors in one line, with exit code 2."""
 
     def __init__(self, command: str, description: str) -> None:
         """Starts without flags.
@@ -41,12 +41,12 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(arguments)
 
     def error(self, message: str) -> NoReturn:
-        """Tells what is wrong, and ends the process."""
+        """Reports what is wrong, and ends the process."""
         fail(f"{message} (--help shows all flags)", EXIT_BAD_INPUT)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Reads absl's flags, for `app.run`; what is wrong is told in one line, with exit code 2."""
+    """Reads absl's flags, for `app.run`, and reports errors in one line, with exit code 2."""
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:

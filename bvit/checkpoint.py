@@ -30,7 +30,7 @@ MODEL_PARTS = ("params", "model_state", "ema_params")
 SINGLE = "default"
 # How tensorstore, which writes for orbax, names the reason of the operating system.
 OS_ERROR = re.compile(r"([^:\[\]]+) \[os_error_code=")
-MOST_TOLD = 300
+MOST_SHOWN = 300
 NOBODY_WAITS = "Event loop is closed"
 SEAL_CHUNK = 2**24  # bytes read at a time for a checksum
 
@@ -264,7 +264,7 @@ def _reason(error: Exception) -> str:
         return error.strerror
     if found := OS_ERROR.search(str(error)):
         return found[1].strip()
-    return " ".join(str(error).split())[-MOST_TOLD:] or type(error).__name__
+    return " ".join(str(error).split())[-MOST_SHOWN:] or type(error).__name__
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 
 from bvit import interrupt
 
-# Room for an error message that all processes are told.
+# Room for an error message that is sent to all processes.
 MESSAGE_BYTES = 2048
 
 
@@ -98,10 +98,10 @@ _max = jax.jit(lambda said: said.max())
 
 def leave(message: str, code: int) -> NoReturn:
     """Ends every process of the run at the same point, with one line of the first."""
-    told = message if is_main() else ""
+    shown = message if is_main() else ""
     if jax.process_count() > 1:  # the others may still need this one
         with contextlib.suppress(Exception):
             jax.distributed.shutdown()
-    if told:
-        interrupt.leave(told, code)
+    if shown:
+        interrupt.leave(shown, code)
     interrupt.end(code)

@@ -136,7 +136,7 @@ def _write(folder: Path, contents: Mapping[str, bytes], about: Mapping[str, obje
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file is as an export wrote it; its about.json tells."""
+    """Whether a file is as an export wrote it, by its about.json."""
     about = path.with_name(ABOUT)
     if not about.is_file() or not outputs.is_marked(about):
         return False

@@ -4,7 +4,7 @@ PICTURES are files, folders, patterns such as 'shots/**/*.jpg', and - for a list
 No run and no weights are needed. Each picture is measured at its full resolution, since scaling it
 down hides blur. A line has
 
-  verdict   sharp, blurred (nothing in it is in focus), or unknown (nothing in it tells)
+  verdict   sharp, blurred (nothing in it is in focus), or unknown (no detail to judge by)
   sharp     the probability that something in it is in focus
   blurred   the share of its area that is out of focus, of what tells; flat: the share that does not
   sigma     the blur of the middle patch in pixels of the original (a median); of what is blurred
@@ -67,7 +67,7 @@ def _parser() -> Parser:
         type=Path,
         metavar="DIR",
         help=f"write each picture as NAME{MAP_SUFFIX}: orange where it is blurred, grey where "
-        "nothing tells",
+        "unknown",
     )
     parser.add_argument(
         "--move-blurred",
@@ -127,12 +127,12 @@ def measure(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _sharpness(row):
-    """What tells nothing comes last."""
+    """Images without detail come last."""
     return 2.0 if row["sharp"] is None else row["sharp"]
 
 
 def make_row(path: Path, found: Focus) -> dict[str, Any]:
-    """Plain values, as the output formats print them; None where there is nothing to tell."""
+    """Plain values, as the output formats print them; None where nothing was found."""
 
     def rounded(x: float | None, digits: int) -> float | None:
         return None if x is None else round(float(x), digits)

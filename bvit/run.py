@@ -47,7 +47,7 @@ INDEX, SEPARATOR = "index", "|"
 # What `Run.begin` leaves if it ends half-way.
 BEGUN = {".lock", "figures", "config.partial"}
 # Differences between configs that an error lists.
-MOST_TOLD = 10
+MOST_SHOWN = 10
 
 Cell = tuple[str, str]
 
@@ -408,10 +408,10 @@ def _check_ours(path: Path, config: Mapping[str, Any]) -> None:
         return
     changed = config_lib.differences(config_lib.read(saved), config)
     if changed:
-        told = [f"{key} was {a!r}, now {b!r}" for key, (a, b) in changed.items()][:MOST_TOLD]
-        told += [f"and {len(changed) - MOST_TOLD} more"] if len(changed) > MOST_TOLD else []
+        listed = [f"{key} was {a!r}, now {b!r}" for key, (a, b) in changed.items()][:MOST_SHOWN]
+        listed += [f"and {len(changed) - MOST_SHOWN} more"] if len(changed) > MOST_SHOWN else []
         raise ValueError(
-            f"{path} holds a run of another config: {'; '.join(told)}. "
+            f"{path} holds a run of another config: {'; '.join(listed)}. "
             "Choose another --workdir, or delete that run to start again."
         )
 

@@ -5,9 +5,9 @@
     python -m bvit.main --config=configs/vit_mask.py:imagenet2012    # or any tfds set
 
 `folder` takes class folders of images (DIR/train/CLASS/*, DIR/val/CLASS/*). On the embedded
-photographs: three to five minutes on 2 CPU cores, table in docs/guide.md. On ten classes of ImageNet
-(imagenette): tables in docs/results.md, measured with the policies of that time; with today's, not
-yet run. imagenet2012 and other tfds sets: not yet run.
+photographs: three to five minutes on 2 CPU cores, table in docs/guide.md. On ten classes of
+ImageNet (imagenette): tables in docs/results.md, measured with the policies of that time; with
+today's, not yet run. imagenet2012 and other tfds sets: not yet run.
 """
 
 from ml_collections import ConfigDict, config_dict

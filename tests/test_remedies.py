@@ -32,7 +32,7 @@ def run(tmp_path):
         job = Job(
             arguments(tmp_path / "run", **SHORT | settings),
             tmp_path / "out",
-            cache="/tmp/jaxcache",
+            cache=tmp_path / "cache",
         )
         code, _, err = job.wait()
         return code, err

@@ -1,4 +1,4 @@
-"""Timing functions and their peers in turns, and telling how far they are from what is possible."""
+"""Times functions and their peers alternately, and compares them with what is possible."""
 
 import dataclasses
 import itertools

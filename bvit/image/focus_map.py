@@ -68,7 +68,7 @@ MOST = 8.0
 # A cell counts by the share of its structure above this variance (squared grey levels) and so many
 # noise variances.
 SEEN, SEEN_NOISE = 20.0, 3.67
-# Nothing tells in a cell whose structure is far below this variance and the noise's.
+# There is no detail in a cell whose structure is far below this variance and the noise's.
 FLAT, FLAT_NOISE = 1.0, 0.22
 # Neighbours count by a Gaussian of this many cells up to this distance, and the less the more grey
 # levels they differ by: at this many, 0.64. Their mean shrinks to 0 where they weigh less in all
@@ -91,7 +91,7 @@ def focus_map(
     (`FITTED`, and docs/focus.md with what it was measured on). The ratios are after Zhuo and Sim
     2011, "Defocus map estimation from a single image"; the noise after Donoho and Johnstone 1994.
 
-    A patch in which nothing tells gets 0.5: a clear sky looks the same in and out of focus. The
+    A patch without detail gets 0.5: a clear sky looks the same in and out of focus. The
     measures look about 50 pixels around a patch, its neighbours' answers another 30. The noise is
     estimated over the whole image.
 
@@ -104,7 +104,7 @@ def focus_map(
 
     Returns:
       [*b, ceil(h / patch_size), ceil(w / patch_size)], float32 in [0, 1]: the probability that the
-      patch is in focus, 0.5 where nothing tells. Differentiable by the image.
+      patch is in focus, 0.5 where there is no detail. Differentiable by the image.
 
     Raises:
       ValueError: not an image, or no patch size.
@@ -145,7 +145,7 @@ def cell_log_odds(
     noise: Float[Array, ""],
     weights: Weights = FITTED,
 ) -> Float[Array, "m n"]:
-    """The log-odds that each cell is in focus; 0 where nothing tells.
+    """The log-odds that each cell is in focus; 0 without detail.
 
     Args:
       cells: from `cell_energies`.
@@ -166,7 +166,7 @@ def both_log_odds(
     noise: Float[Array, ""],
     weights: Weights,
 ) -> tuple[Float[Array, "m n"], Float[Array, "m n"]]:
-    """Each cell's own log-odds and its neighbours' mean, both 0 where nothing tells.
+    """Each cell's own log-odds and its neighbours' mean, both 0 without detail.
 
     Args:
       found: the `MEASURES` of each cell.

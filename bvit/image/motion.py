@@ -99,7 +99,7 @@ def direction_lengths(
 ) -> tuple[Float[Array, "angles lengths"], Float[Array, "angles lengths"]]:
     """For each direction and length, how little speaks for it: lowest is likeliest.
 
-    Means over several parts of a picture tell more than each.
+    Means over several parts of an image are more reliable than each.
 
     Args:
       grey: one image in grey levels from 0 to 255.

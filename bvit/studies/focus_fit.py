@@ -1,4 +1,4 @@
-"""Fits the weights of the focus map, and tells how well they do on scenes that they never saw."""
+"""Fits the weights of the focus map, and prints how well they do on scenes left out."""
 
 from collections.abc import Sequence
 from functools import partial

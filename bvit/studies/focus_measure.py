@@ -243,8 +243,8 @@ def fit_whole(
     x = np.array([*in_focus, *blurred])
     y = np.repeat([1.0, 0.0], [len(in_focus), len(blurred)])
     counts = len(x) / 2 / np.where(y == 1, len(in_focus), len(blurred))
-    told = np.isfinite(x)
-    slope, constant = regression(x[told, None], y[told], counts[told])
+    known = np.isfinite(x)
+    slope, constant = regression(x[known, None], y[known], counts[known])
     return np.array([constant, slope])
 
 

@@ -1,4 +1,4 @@
-"""Fits the estimate of sigma, and tells its errors, on photographs blurred by known amounts."""
+"""Fits the estimate of sigma, and prints its errors, on photographs blurred by known amounts."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -19,7 +19,7 @@ MAP_SUFFIX = ".focus.png"
 SOFTWARE = "bvit.focus"
 # Maps are drawn at most so many pixels high and wide.
 MAP_SIDE = 1280
-# What is blurred turns to the colour, by up to this share; what tells nothing loses its own colour.
+# What is blurred turns to the colour, by up to this share; areas without detail lose their own colour.
 BLURRED_COLOUR, MOST_TINT = (255, 110, 0), 0.75
 
 
@@ -137,7 +137,7 @@ def draw(pixels: Pixels, probability: Float[np.ndarray, "m n"]) -> Pixels:
         borderMode=cv2.BORDER_REPLICATE,
     )[..., None]
     grey = small.mean(-1, keepdims=True)
-    # Colour where something tells, grey where nothing does; orange the more probably blurred.
+    # Colour where there is detail, grey where there is none; orange the more probably blurred.
     known = np.abs(2 * sharp - 1)
     tint = MOST_TINT * np.clip(1 - 2 * sharp, 0, 1)
     base = known * small + (1 - known) * grey

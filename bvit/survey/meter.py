@@ -52,12 +52,12 @@ TILE, TILES = 272, 8
 SMALL_BLOCK, BLOCK = 40, 96
 # A motion is looked for in up to so many windows of this side, or of a smaller one.
 WINDOWS, WINDOW = 4, 256
-# At least this share of what tells must be blurred before a motion is looked for, and the motion
-# must be at least so probable and so long (a shorter one is told from detail by chance).
+# At least this share of the area with detail must be blurred before a motion is looked for, and the motion
+# must be at least so probable and so long (a shorter one can't be distinguished from detail).
 MOVED_SHARE, LIKELY, SHORTEST_TOLD = 0.3, 0.5, 4.0
-# Where less than this share of a picture tells, nothing is said of it.
+# Where less than this share of an image has detail, nothing is reported.
 LEAST_SEEN = 0.005
-# Something in a picture is in focus if the sharpest of what tells is; this share of it.
+# Something in a picture is in focus if the sharpest of its detail is; this share of it.
 SHARPEST = 0.1
 # Log-odds that something is in focus: of mean log-odds of 0 among the sharpest, and for each unit.
 # `python -m bvit.studies.focus fit` prints them.
@@ -67,16 +67,16 @@ PARTLY = 0.1
 
 
 class Focus(NamedTuple):
-    """What was found in one photograph; None where nothing tells.
+    """What was found in one photograph; None where there is no detail.
 
     Attributes:
       width: in pixels.
       height: in pixels.
       verdict: "sharp", "blurred" or "unknown".
       sharp: the probability that something in it is in focus.
-      blurred: the share that is out of focus, of the area where something tells.
-      flat: the share of the whole area where nothing tells.
-      sigma: of the median cell of what tells, in pixels.
+      blurred: the share that is out of focus, of the area with detail.
+      flat: the share of the whole area without detail.
+      sigma: of the median cell with detail, in pixels.
       sigma_blurred: of the median cell of what is out of focus.
       kind: "focused", "partly blurred", "defocus", "motion" or "flat".
       motion_length: in pixels, where it moved.
@@ -275,7 +275,7 @@ def judge(cells: Float[np.ndarray, "channels m n"], pixels: Pixels) -> Focus:
 
 
 def sharpest(log_odds: Float[np.ndarray, " n"]) -> float:
-    """Mean log-odds of the sharpest share of the cells where something tells."""
+    """Mean log-odds of the sharpest share of the cells with detail."""
     count = max(1, round(SHARPEST * log_odds.size))
     return float(np.partition(log_odds, -count)[-count:].mean())
 
