@@ -1,11 +1,11 @@
 """Labels images: python -m bvit.predict --run=runs/vit_mask PICTURES...
 
 PICTURES are files, folders, patterns such as 'shots/**/*.jpg', and - for a list of them on stdin.
-The model is given the middle of each picture, at the size that the run was trained with. A line has
-the class, the model's confidence, the blur, and the number of patch tokens that were computed. There
-are two figures for the blur. sigma, in pixels of the file, is how far it spreads light in the
-direction where it spreads most: a motion over 30 pixels has 30/√12 = 8.7. blurry is the share of the
-patches that count as blurry at the size that the model is given.
+The model is given the middle of each picture, at the size that the run was trained with. A line
+has the class, the model's confidence, the blur, and the number of patch tokens that were computed.
+There are two figures for the blur. sigma, in pixels of the file, is how far it spreads light in the
+direction where it spreads most: a motion over 30 pixels has 30/√12 = 8.7. blurry is the share of
+the patches that count as blurry at the size that the model is given.
 Pictures that can't be read are listed at the end, with exit code 1.
 """
 

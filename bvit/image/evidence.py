@@ -146,8 +146,8 @@ DIRECTIONS = 8
 # Energies are compared as logarithms, of no less than this many squared grey levels at the finest
 # scale (rounding to 8 bits makes 1/12) and this share of the noise's own energy.
 FLOOR, NOISE_FLOOR = 0.3, 0.3
-# The share of the noise that is taken off. Taking all of it off separated patches no better: at a noise of 5 grey
-# levels the AUC over scenes left out was 0.940, and with this share 0.939.
+# The share of the noise that is taken off. Taking all of it off separated patches no better: at a
+# noise of 5 grey levels the AUC over scenes left out was 0.940, and with this share 0.939.
 TAKEN_OFF = 0.733
 # The variance of the means of cells is taken to be at least this.
 CONTRAST_FLOOR = 1.0

@@ -8,7 +8,7 @@
 
 --pairs is a folder of NAME_A.jpg and NAME_B.jpg, one scene focused near and far; --masks one of
 NAME.jpg and NAME_sharp.png, white where it is sharp; --sharp names sharp photographs.
-`measure` prints how well each measure separates patches, whole photographs and pixels, and its time;
+`measure` prints how well each measure separates patches, photographs and pixels, and its time;
 `fit` the weights for the source, and their results on scenes that they were not fitted to;
 `threshold` draws the best threshold of the Laplacian against size, noise and compression;
 `pictures` maps beside scikit-image's photographs, blurred by region; `speed` times the command over

@@ -19,7 +19,7 @@ MAP_SUFFIX = ".focus.png"
 SOFTWARE = "bvit.focus"
 # Maps are drawn at most so many pixels high and wide.
 MAP_SIDE = 1280
-# What is blurred turns to the colour, by up to this share; areas without detail lose their own colour.
+# Blurred areas turn to the colour, by up to this share; areas without detail turn grey.
 BLURRED_COLOUR, MOST_TINT = (255, 110, 0), 0.75
 
 
