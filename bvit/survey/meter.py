@@ -53,7 +53,7 @@ SMALL_BLOCK, BLOCK = 40, 96
 # A motion is looked for in up to so many windows of this side, or of a smaller one.
 WINDOWS, WINDOW = 4, 256
 # At least this share of the area with detail must be blurred before a motion is looked for, and the
-# motion must be at least so probable and so long (a shorter one can't be distinguished from detail).
+# motion must be at least so probable and so long (a shorter one looks like detail).
 MOVED_SHARE, LIKELY, SHORTEST_TOLD = 0.3, 0.5, 4.0
 # Where less than this share of an image has detail, nothing is reported.
 LEAST_SEEN = 0.005
