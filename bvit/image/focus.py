@@ -139,7 +139,7 @@ def _variance(image: Array, *, patch_size: int, border: Border, quantize: bool) 
         patches = laplacian(grey, tile).reshape(
             height // patch_size, patch_size, width // patch_size, patch_size
         )
-        return jnp.var(patches, axis=(1, 3))
+        return jnp.var(patches, axis=(1, 3)).astype(jnp.float32)
 
     return map_images(variance, image)
 

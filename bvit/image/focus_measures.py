@@ -4,6 +4,7 @@ They agree on photographs that are partly blurred, and differ elsewhere: the var
 Laplacian takes noise for sharpness, all but `relative` take a flat wall for blur. High is sharp.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -196,7 +197,7 @@ def _entropy(grey: Array, patch_size: int) -> Array:
     bins = jnp.clip(grey * (ENTROPY_BINS / (WHITE + 1)), 0, ENTROPY_BINS - 1).astype(jnp.int32)
     one_hot = block_values(bins, patch_size)[..., None] == jnp.arange(ENTROPY_BINS)
     shares = one_hot.mean(-2, dtype=jnp.float32)
-    return jax.scipy.special.entr(shares).sum(-1) / np.log(2)
+    return jax.scipy.special.entr(shares).sum(-1) / math.log(2)
 
 
 def _relative_detail(grey: Array, patch_size: int) -> Array:

@@ -116,7 +116,7 @@ def _noise_energy(reblur: float) -> float:
     taps = np.exp(-0.5 * (place / reblur) ** 2)
     taps /= taps.sum()
     power, neighbours = taps @ taps, taps[1:] @ taps[:-1]
-    return 4 * power * (power - neighbours)
+    return float(4 * power * (power - neighbours))  # NumPy's float64 would decide the dtype
 
 
 def _sigma_of_ratio(ratio: Array) -> Array:

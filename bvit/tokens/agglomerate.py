@@ -85,6 +85,8 @@ def _trees(
         raise ValueError(f"linkage must be one of {', '.join(get_args(Linkage))}: got {linkage!r}.")
     weight = jax.lax.stop_gradient(weight).astype(jnp.float32)
     distance = _distances(jax.lax.stop_gradient(features).astype(jnp.float32), weight, linkage)
+    # Under shard_map the weights may be the same on all devices, while the distances are not.
+    weight = weight * jnp.ones_like(distance[:, 0])
     grow = functools.partial(_tree, linkage=linkage, joins=joins)
     # On a CPU the matrix of one image stays in the cache: ten times as fast as all at once
     # (196 tokens, batch 64: 82 ms and 856 ms).

@@ -18,5 +18,5 @@ class Drop(RankedPolicy):
         """The tiles of the best patches, in raster order."""
         measure = self.measure(image, vit)
         count = self.num_tokens(vit)
-        chosen = best(measure.reshape(*measure.shape[:-2], -1), count)
+        chosen = best(measure.reshape(*measure.shape[:-2], vit.patches), count)
         return Plan(first(chosen, count), None, vit.grid, blocks=False)

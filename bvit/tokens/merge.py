@@ -1,10 +1,11 @@
 """`merge:97`: blocks of 2×2 patches with little detail become one token each."""
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Shaped
+from jaxtyping import Array, Shaped
 
 from bvit.image.patches import block_values
 from bvit.tokens.plan import Plan, RankedPolicy
@@ -48,11 +49,11 @@ class Merge(RankedPolicy):
         count = self.num_tokens(vit)
         means = block_values(self.measure(image, vit), 2).mean(-1)
         splits = (count - vit.patches // 4) // SPLIT_COST
-        split = best(means.reshape(*means.shape[:-2], -1), splits).reshape(means.shape)
+        split = best(_flat(means), splits).reshape(means.shape)
         patches = jnp.repeat(jnp.repeat(split, 2, axis=-2), 2, axis=-1)
         chosen = jnp.concatenate([_flat(patches), _flat(~split)], axis=-1)
         return Plan(first(chosen, count), None, vit.grid, blocks=True)
 
 
-def _flat(blocks: Bool[Array, "*b r c"]) -> Shaped[Array, "*b n"]:
-    return blocks.reshape(*blocks.shape[:-2], -1)
+def _flat(blocks: Shaped[Array, "*b r c"]) -> Shaped[Array, "*b n"]:
+    return blocks.reshape(*blocks.shape[:-2], math.prod(blocks.shape[-2:]))

@@ -117,7 +117,7 @@ class TilePolicy(BudgetPolicy):
         if block != self.at:
             return tokens
         own, patches = tokens.x[:, : vit.prefix], tokens.x[:, vit.prefix :]
-        taken = plan.take(patches.reshape(len(patches), *vit.grid, -1))
+        taken = plan.take(patches.reshape(len(patches), *vit.grid, patches.shape[-1]))
         size = None if plan.size is None else with_prefix(plan.size, vit.prefix)
         return Tokens(jnp.concatenate([own, taken], axis=1), size, None, plan.where)
 

@@ -25,5 +25,5 @@ class Pool(RankedPolicy):
         """The tiles of the best patches, in raster order, and which patches are left out."""
         measure = self.measure(image, vit)
         count = self.num_tokens(vit) - 1
-        chosen = best(measure.reshape(*measure.shape[:-2], -1), count)
+        chosen = best(measure.reshape(*measure.shape[:-2], vit.patches), count)
         return Plan(first(chosen, count), ~chosen, vit.grid, blocks=False)

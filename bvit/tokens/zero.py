@@ -88,7 +88,8 @@ class Zero(Policy):
                 f"policy {self.label} leaves more patches than there are, {rows}×{columns}; use "
                 f"zero:{rows * columns} or fewer, or a share such as zero:0.5."
             )
-        return best(measure.reshape(*batch, -1), count).reshape(measure.shape)
+        flat = measure.reshape(*batch, rows * columns)
+        return best(flat, count).reshape(measure.shape)
 
     def shown(
         self, where: Int[Array, "n patches"], image: Float[Array, "n h w 3"], *, patch_size: int
