@@ -1,5 +1,6 @@
 import contextlib
 import resource
+import time
 
 import jax
 import jax.numpy as jnp
@@ -212,6 +213,7 @@ def test_after_room_was_made_the_step_is_saved(saved, full_disk):
         checkpoints.save(4, make_state(4))
         checkpoints.wait()
     checkpoints.close()
+    time.sleep(1)  # threads of tensorstore, which end with their process, still write
     again = Checkpoints(saved, keep=3)
     again.save(4, make_state(4))
     again.close()
