@@ -75,6 +75,8 @@ MASKS = {"patch_mask": lambda x: bvit.patch_mask(x, patch_size=PATCH)}
 FUNCTIONS = IMAGES | MEASURES | MASKS
 # Modules, checks, and what takes no image: tried elsewhere.
 OTHERS = {"check_image", "corruptions", "deblur", "region_mask", "to_float", "patch_mask"}
+# The focus map and what is estimated beside it have tests like these in tests/image/test_focus_map.
+OTHERS |= {"BlurMap", "Motion", "blur_map", "estimate_motion", "focus_map"}
 # A histogram and a mask are steps: they have no gradient. 24 pixels a side are the least for
 # ImageNet-C's kernels.
 SIZES = {"corrupt": 24}
