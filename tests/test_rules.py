@@ -1,4 +1,4 @@
-"""Every setting has a rule, and what breaks it is told before anything compiles."""
+"""Every setting has a rule. A bad value is an error before anything compiles."""
 
 import importlib
 import math

@@ -79,7 +79,7 @@ def join(
     """Replaces the patch tokens by one for each cluster; differentiable in the tokens.
 
     Args:
-      tokens: of which only `where` is read.
+      tokens: the tokens before joining. They carry `where`, which is updated.
       cluster: of each patch token, 0 to count - 1.
       count: clusters. Static.
       own: the prefix tokens.
