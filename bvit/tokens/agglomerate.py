@@ -58,17 +58,6 @@ def assign(
     return jnp.take_along_axis(number, root, axis=-1)
 
 
-def costs(
-    features: Float[Array, "n t d"], weight: Float[Array, "n t"], *, linkage: Linkage = "ward"
-) -> Float[Array, "n t-1"]:
-    """The cost of each join down to one cluster, ascending.
-
-    With a limit on the cost of a join, t - (costs <= limit).sum(-1) clusters are left.
-    """
-    _, cost = _trees(features, weight, linkage, features.shape[1] - 1)
-    return jnp.sort(cost, axis=-1)[:, :-1]
-
-
 def operations(tokens: int, width: int, rounds: int = 9) -> float:
     """Floating-point operations of `assign` for one image: distances, and rounds of updates."""
     return 2.0 * tokens**2 * width + 20.0 * rounds * tokens**2

@@ -1,18 +1,17 @@
 """`atc:0.5`: agglomerative clustering of keys (Haurum et al. 2024, arXiv:2409.11923)."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 
 from bvit.tokens import agglomerate
-from bvit.tokens.cluster import join, joining_operations, split
+from bvit.tokens.joining import JoiningPolicy, join_clusters, sizes
 from bvit.tokens.policy import Attention, Tokens, ViTShape
-from bvit.tokens.stages import StagedPolicy
 
 
 @dataclasses.dataclass(frozen=True)
-class Atc(StagedPolicy):
+class Atc(JoiningPolicy):
     """Joins tokens by the cosine distance of their keys, averaged over heads: ATC.
 
     Section 3 of "Agglomerative Token Clustering": the distance of two clusters is that of their
@@ -29,18 +28,9 @@ class Atc(StagedPolicy):
 
     linkage: agglomerate.Linkage = "average"
 
-    def overhead(self, vit: ViTShape) -> float:
-        """Distances, joining, and the means."""
-        return joining_operations(self, vit)
-
-    def reduce(
-        self, tokens: Tokens, attention: Attention, block: int, *, plan: Any, vit: ViTShape
-    ) -> Tokens:
-        """Joins tokens in the blocks of its stages."""
-        count = self.left(vit).get(block)
-        if count is None:
-            return tokens
-        own, patches, size = split(tokens, vit)
+    def join(self, tokens: Tokens, attention: Attention, count: int, vit: ViTShape) -> Tokens:
+        """Joins by the distance of the keys."""
+        size = sizes(tokens)[:, vit.prefix :]
         keys = attention.key.mean(axis=2)[:, vit.prefix :]
         cluster = agglomerate.assign(keys, jnp.ones_like(size), count, linkage=self.linkage)
-        return join(tokens, cluster, count, own, patches, size, size, keep_norm=False)
+        return join_clusters(tokens, cluster, count, size, vit)

@@ -1,14 +1,14 @@
 """`pitome:8`: merging by energy (Tran et al. 2024, arXiv:2405.16148)."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from bvit.tokens.cluster import join, split
-from bvit.tokens.policy import Attention, Tokens, ViTShape
+from bvit.tokens.joining import Pairs
+from bvit.tokens.policy import ViTShape
 from bvit.tokens.tome import Tome
 
 # Section 3.2: the margin falls from this in the first block to 0 after the last one.
@@ -26,22 +26,16 @@ class Pitome(Tome):
 
     name: ClassVar[str] = "pitome"
 
-    def reduce(
-        self, tokens: Tokens, attention: Attention, block: int, *, plan: Any, vit: ViTShape
-    ) -> Tokens:
-        """Merges pairs in every block."""
-        own, patches, size = split(tokens, vit)
-        r = min(self.num_merged(vit), patches.shape[1] // 2)
-        keys = attention.key.mean(axis=2)[:, vit.prefix :]
+    def match(self, keys: Float[Array, "n t d"], r: int, block: int, vit: ViTShape) -> Pairs:
+        """Chooses r pairs by the keys, averaged over heads, of a block counted from 1."""
         margin = MARGIN * (1 - (block - 1) / vit.depth)
-        to = match(keys, r, margin=margin, protect=block > vit.depth // 2)
-        return join(tokens, to, patches.shape[1] - r, own, patches, size, size, keep_norm=False)
+        return match(keys, r, margin=margin, protect=block > vit.depth // 2, prefix=vit.prefix)
 
 
 def match(
-    keys: Float[Array, "n t d"], r: int, *, margin: float, protect: bool = True
-) -> Int[Array, "n t"]:
-    """Which token each one becomes when the r pairs of most energy are merged.
+    keys: Float[Array, "n t d"], r: int, *, margin: float, protect: bool = True, prefix: int = 0
+) -> Pairs:
+    """Which r pairs of tokens have the most energy.
 
     Equation 4 of "Accelerating Transformers with Spectrum-Preserving Token Merging": the energy of
     a token is the mean over all of f(cosine), f(c) = c - margin from the margin on, and
@@ -54,11 +48,9 @@ def match(
       margin: of the cosine. Static.
       protect: whether tokens of less energy can't merge. If not, all tokens alternate between the
         two sides, and of the one the r most similar to a token of the other go. Static.
-
-    Returns:
-      0 to t - r - 1: first the tokens that stay by themselves, then the merged ones.
+      prefix: the tokens before those of the patches, which are not merged. Static.
     """
-    keys = jax.lax.stop_gradient(keys).astype(jnp.float32)
+    keys = jax.lax.stop_gradient(keys[:, prefix:]).astype(jnp.float32)
     keys = keys / jnp.maximum(jnp.linalg.norm(keys, axis=-1, keepdims=True), 1e-12)
     cosine = jnp.einsum("nid,njd->nij", keys, keys)
     energy = jax.nn.elu(cosine - margin).mean(-1)
@@ -75,17 +67,6 @@ def match(
         nearest = jnp.argsort(-between(goes, stays).max(-1), axis=-1, stable=True)
         goes = jnp.take_along_axis(goes, nearest, axis=1)
         goes, rest = goes[:, :r], goes[:, r:]
-    first = rest.shape[1]
-    number = jnp.concatenate(
-        [
-            jnp.broadcast_to(jnp.arange(first), rest.shape),
-            jnp.broadcast_to(first + jnp.arange(stays.shape[1]), stays.shape),
-            first + between(goes, stays).argmax(-1),
-        ],
-        axis=1,
-    )
-    return (
-        jnp.zeros_like(order)
-        .at[jnp.arange(len(order))[:, None], jnp.concatenate([rest, stays, goes], axis=1)]
-        .set(number)
-    )
+    own = jnp.broadcast_to(jnp.arange(prefix), (len(keys), prefix))
+    rest = jnp.concatenate([own, prefix + rest], axis=1)
+    return Pairs(rest, prefix + stays, prefix + goes, between(goes, stays).argmax(-1))

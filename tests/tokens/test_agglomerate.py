@@ -9,7 +9,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist
 
 from bvit import sharding
-from bvit.tokens.agglomerate import assign, costs
+from bvit.tokens.agglomerate import assign
 
 N, T, D = 3, 40, 6
 RNG = np.random.default_rng(0)
@@ -46,13 +46,6 @@ def test_a_weight_counts_a_token_as_often():
     ones = np.ones((1, len(repeated)), np.float32)
     often = np.asarray(assign(FEATURES[:1, repeated], ones, 15))[0]
     assert same_partition(once[repeated], often)
-
-
-def test_costs_are_what_each_join_adds_to_the_sum_of_squares():
-    got = np.asarray(costs(FEATURES, ONES))
-    for features, row in zip(FEATURES, got, strict=True):
-        heights = np.sort(scipy_tree(features.astype(np.float64), "ward")[:, 2])
-        np.testing.assert_allclose(row, heights**2 / 2, rtol=1e-4)
 
 
 def test_equal_tokens_are_joined_all_the_same():

@@ -142,9 +142,10 @@ def test_evit_keeps_what_the_class_token_looks_at_and_fuses_the_rest(given):
 @pytest.mark.parametrize("protect", [True, False])
 @pytest.mark.parametrize("r", [1, 5, 12])
 def test_pitome_merges_by_energy(r, protect):
-    keys = RNG.normal(size=(N, T, 8)).astype(np.float32)
-    got = np.asarray(match(jnp.asarray(keys), r, margin=0.3, protect=protect))
-    for one, row in zip(keys.astype(np.float64), got, strict=True):
+    keys = RNG.normal(size=(N, 1 + T, 8)).astype(np.float32)
+    got = match(jnp.asarray(keys), r, margin=0.3, protect=protect, prefix=1)
+    assert (got.rest[:, 0] == 0).all()
+    for i, one in enumerate(keys[:, 1:].astype(np.float64)):
         unit = one / np.linalg.norm(one, axis=1, keepdims=True)
         cosine = unit @ unit.T
         energy = np.where(cosine >= 0.3, cosine - 0.3, np.exp(cosine - 0.3) - 1).mean(1)
@@ -154,10 +155,25 @@ def test_pitome_merges_by_energy(r, protect):
             goes, stays = order[::2], order[1::2]
             goes = goes[np.argsort(-cosine[np.ix_(goes, stays)].max(1), kind="stable")]
             goes, rest = goes[:r], goes[r:]
-        wanted = {k: {k} for k in [*rest, *stays]}
-        for a in goes:
-            wanted[stays[np.argmax(cosine[a, stays])]].add(a)
-        assert sorted(map(sorted, wanted.values())) == sorted(map(list, groups(row)))
+        np.testing.assert_array_equal(got.goes[i], 1 + goes)
+        np.testing.assert_array_equal(got.stays[i], 1 + stays)
+        np.testing.assert_array_equal(got.rest[i, 1:], 1 + rest)
+        np.testing.assert_array_equal(got.partner[i], cosine[np.ix_(goes, stays)].argmax(1))
+
+
+@pytest.mark.parametrize("block", [1, 6])
+def test_pitome_averages_by_size(given, block):
+    tokens, _ = given
+    got = reduced("pitome:5", given, block)
+    np.testing.assert_array_equal(got.x[:, 0], tokens.x[:, 0])
+    for i in range(N):
+        found = groups(np.asarray(got.where[i]))
+        assert len(found) == T - 5
+        for k, members in enumerate(found):
+            size = np.asarray(tokens.size[i, 1:])[members]
+            mean = np.average(np.asarray(tokens.x[i, 1:])[members], axis=0, weights=size)
+            np.testing.assert_allclose(got.x[i, 1 + k], mean, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(got.size[i, 1 + k], size.sum())
 
 
 @pytest.mark.parametrize("text", ["cluster:9@2", "atc:9@2", "evit:9@2"])

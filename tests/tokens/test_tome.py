@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from bvit.models.vit import VisionTransformer
-from bvit.tokens import Tome, tome
+from bvit.tokens import Tokens, Tome, ViTShape
+from bvit.tokens.joining import join_pairs
+from bvit.tokens.tome import match
 
 
 def numpy_merge(x, size, metric, r, protected):
@@ -41,20 +43,25 @@ def test_merge_equals_numpy(protected, tokens, r):
     x, metric = rng.normal(size=(3, tokens, 6)), rng.normal(size=(3, tokens, 4))
     size = rng.integers(1, 5, (3, tokens)).astype(float)
     arrays = [jnp.asarray(a, jnp.float32) for a in (x, size, metric)]
-    got, got_size, to = jax.jit(tome.merge, static_argnames=("r", "protected"))(
-        *arrays, r=r, protected=protected
-    )
+    vit = ViTShape((1, tokens - protected), prefix=protected)
+    r = min(r, vit.patches // 2)
+
+    @jax.jit
+    def merged(x, size, metric):
+        return join_pairs(Tokens(x, size), match(metric, r, prefix=protected), vit)
+
+    got = merged(*arrays)
     for i in range(3):
         expected, expected_size = numpy_merge(x[i], size[i], metric[i], r, protected)
-        np.testing.assert_allclose(got[i], expected, rtol=1e-4, atol=1e-5)
-        np.testing.assert_array_equal(got_size[i], expected_size)
-        for token, group in enumerate(np.asarray(to[i])):
-            members = np.asarray(to[i]) == group
-            np.testing.assert_allclose(got_size[i, group], size[i, members].sum())
-            assert members[token]
-    np.testing.assert_allclose(got_size.sum(-1), size.sum(-1))
+        np.testing.assert_allclose(got.x[i], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(got.size[i], expected_size)
+        for token, group in enumerate(np.asarray(got.where[i])):
+            members = np.flatnonzero(got.where[i] == group) + protected
+            np.testing.assert_allclose(got.size[i, group + protected], size[i, members].sum())
+            assert token + protected in members
+    np.testing.assert_allclose(got.size.sum(-1), size.sum(-1))
     if protected:
-        np.testing.assert_array_equal(got[:, 0], arrays[0][:, 0])
+        np.testing.assert_array_equal(got.x[:, 0], arrays[0][:, 0])
 
 
 OPTIONS = {"num_classes": 5, "image_size": 16, "patch_size": 4, "width": 12, "num_heads": 3}
@@ -104,12 +111,13 @@ def numpy_tome_vit(params, image, r, pool):
     return norm(pooled, p["norm"]) @ p["head"]["kernel"] + p["head"]["bias"], len(x)
 
 
+@pytest.mark.parametrize("r", [2, 8])
 @pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_vit_with_tome_equals_numpy(pool):
+def test_vit_with_tome_equals_numpy(pool, r):
     model = VisionTransformer(**OPTIONS, depth=3, pool=pool)
     variables = randomised(model)
-    logits = jax.jit(lambda v, x: model.apply(v, x, policy=Tome(2)))(variables, images())
+    logits = jax.jit(lambda v, x: model.apply(v, x, policy=Tome(r)))(variables, images())
     for image, got in zip(np.asarray(images()), logits, strict=True):
-        expected, left = numpy_tome_vit(variables["params"], image, 2, pool)
+        expected, left = numpy_tome_vit(variables["params"], image, r, pool)
         np.testing.assert_allclose(got, expected, rtol=2e-3, atol=2e-3)
-        assert left == 16 + (pool == "cls") - 3 * 2
+        assert left == Tome(r).counts(model.shape)[-1] + (pool == "cls")
