@@ -2,14 +2,20 @@
 
 import argparse
 import difflib
+import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from absl import flags
 
+from bvit.interrupt import Interrupted, SignalWatch, leave
+
+EXIT_UNREADABLE = 1
 EXIT_BAD_INPUT = 2
+# Files that a list of failures names.
+MOST_SHOWN = 20
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,6 +57,32 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         return flags.FLAGS(argv)
     except flags.Error as error:
         fail(f"{error} (--help shows all flags)", EXIT_BAD_INPUT)
+
+
+def run_over_files(work: Callable[[], tuple[Mapping[str, str], int]], *, undone: str) -> None:
+    """Runs a command over files; errors and signals end the process with one message.
+
+    Args:
+      work: does it. Returns name → reason of the files that failed, and how many did not.
+      undone: says what failed files could not be: "read".
+    """
+    try:
+        with SignalWatch():
+            failures, done = work()
+    except Interrupted as stop:
+        leave(str(stop), stop.exit_code)
+    except BrokenPipeError:  # whoever reads the results has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    except (ValueError, OSError) as error:
+        fail(str(error), EXIT_BAD_INPUT)
+    if failures:
+        others = "; the others are done" if done else ""
+        lines = [f"{len(failures)} could not be {undone}{others}:"]
+        lines += [f"  {name}: {reason}" for name, reason in list(failures.items())[:MOST_SHOWN]]
+        if len(failures) > MOST_SHOWN:
+            lines.append(f"  and {len(failures) - MOST_SHOWN} more")
+        fail("\n".join(lines), EXIT_UNREADABLE)
 
 
 def fail(message: str, code: int) -> NoReturn:

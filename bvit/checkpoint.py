@@ -22,6 +22,7 @@ from absl import logging
 from jaxtyping import PyTree
 
 from bvit import distributed
+from bvit.outputs import whole
 
 MODEL, TRAINING = "model", "training"
 # The parts of a state that the item `model` holds; all others are in `training`.
@@ -128,9 +129,8 @@ class Checkpoints:
         folder = self._folder / str(step)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         sums = {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
-        partial = self._seal(step).with_suffix(".partial")
-        partial.write_text(json.dumps(sums))
-        partial.replace(self._seal(step))
+        with whole(self._seal(step)) as partial:
+            partial.write_text(json.dumps(sums))
         for seal in self._folder.glob("*.seal"):
             if not (self._folder / seal.stem).exists():
                 seal.unlink()

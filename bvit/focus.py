@@ -6,7 +6,8 @@ down hides blur. A line has
 
   verdict   sharp, blurred (nothing in it is in focus), or unknown (no detail to judge by)
   sharp     the probability that something in it is in focus
-  blurred   the share of its area that is out of focus, of what tells; flat: the share that does not
+  blurred   the share of its area that is out of focus, among areas with detail
+  flat      the share of its area without detail
   sigma     the blur of the middle patch in pixels of the original (a median); of what is blurred
             in JSON and CSV too, as sigma_blurred
   kind      focused; partly blurred; defocus; motion, with its length in pixels and its direction in
@@ -16,49 +17,36 @@ Pictures that can't be read are listed at the end, with exit code 1; all others 
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from bvit import interrupt
-from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
+from bvit.arguments import Parser, run_over_files
 from bvit.data.decode import UnreadableImageError
 from bvit.data.listing import STDIN, list_images
-from bvit.survey.culling import MAP_SUFFIX, Maps, Mover
+from bvit.evaluation.rows import NOTHING
+from bvit.outputs import FOCUS_MAP, Drawings
+from bvit.printing import FORMATS, Row, make_output
+from bvit.survey.culling import Mover, draw
 from bvit.survey.meter import Focus, FocusMeter
 from bvit.survey.reading import read_pictures
-from bvit.survey.tables import OUTPUTS
 
-EXIT_UNREADABLE = 1
-SHOWN_FAILURES = 20
-EXIT_INTERRUPTED = 130
+HEADING = ("file", "verdict", "sharp", "blurred", "flat", "sigma", "kind")
+# What some rows have and others not.
+ADDED = ("map", "moved_to")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Measures the pictures that the arguments name."""
     options = _parser().parse_args(arguments)
-    try:
-        if options.dry_run and options.move_blurred is None:
-            raise ValueError("--dry-run only says what --move-blurred=DIR would move: give both.")
-        failures = measure(options)
-    except KeyboardInterrupt:
-        interrupt.leave("stopped by SIGINT", EXIT_INTERRUPTED)
-    except BrokenPipeError:  # whoever reads the results has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_UNREADABLE)
-    except (ValueError, OSError) as error:
-        fail(str(error), EXIT_BAD_INPUT)
-    if failures:
-        fail(_listing(failures), EXIT_UNREADABLE)
+    run_over_files(lambda: measure(options), undone="read, written or moved")
 
 
 def _parser() -> Parser:
     parser = Parser("python -m bvit.focus", __doc__)
-    parser.add_argument("--format", choices=OUTPUTS, default="table", help="of the results")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="of the results")
     parser.add_argument(
         "--sort", action="store_true", help="the least sharp first; by default as they are listed"
     )
@@ -66,7 +54,7 @@ def _parser() -> Parser:
         "--maps",
         type=Path,
         metavar="DIR",
-        help=f"write each picture as NAME{MAP_SUFFIX}: orange where it is blurred, grey where "
+        help=f"write each picture as NAME{FOCUS_MAP}: orange where it is blurred, grey where "
         "unknown",
     )
     parser.add_argument(
@@ -82,25 +70,26 @@ def _parser() -> Parser:
     return parser
 
 
-def measure(options: argparse.Namespace) -> dict[str, str]:
+def measure(options: argparse.Namespace) -> tuple[dict[str, str], int]:
     """Prints what is blurred.
 
     Returns:
-      What could not be read or written: name → reason.
+      What could not be read, written or moved, name → reason; and how many pictures were done.
 
     Raises:
-      ValueError: the names stand for no picture at all.
+      ValueError: the names stand for no picture at all, or the flags do not fit.
     """
+    if options.dry_run and options.move_blurred is None:
+        raise ValueError("--dry-run only says what --move-blurred=DIR would move: give both.")
     paths, failures = list_images(options.pictures, sys.stdin)
-    # What an earlier --maps wrote is no photograph.
-    paths = [path for path in paths if not path.name.endswith(MAP_SUFFIX)]
     if not paths and not failures:
         source = "standard input" if STDIN in options.pictures else ", ".join(options.pictures)
         raise ValueError(f"{source} names no picture; give files, folders or patterns.")
-    maps = Maps(options.maps) if options.maps else None
+    maps = Drawings(options.maps, FOCUS_MAP, paths) if options.maps else None
     mover = Mover(options.move_blurred, options.dry_run) if options.move_blurred else None
-    output = OUTPUTS[options.format]()
-    rows: list[dict[str, Any]] = []
+    output = make_output(options.format, heading=HEADING, cells=make_cells, flatten=flatten)
+    rows: list[Row] = []
+    done = 0
     bar = tqdm(total=len(paths), unit=" images", leave=False, dynamic_ncols=True, smoothing=0.1)
     with bar, read_pictures(paths, FocusMeter()) as pictures:
         for path, pixels, found in pictures:
@@ -110,7 +99,7 @@ def measure(options: argparse.Namespace) -> dict[str, str]:
                 row = make_row(path, found)
                 try:
                     if maps:
-                        row["map"] = str(maps.write(path, pixels, found.probability))
+                        row["map"] = str(maps.save(path, draw(pixels, found.probability)))
                     if mover and row["verdict"] == "blurred":
                         row["moved_to"] = str(mover.move(path))
                 except OSError as error:
@@ -120,18 +109,19 @@ def measure(options: argparse.Namespace) -> dict[str, str]:
                 else:
                     with bar.external_write_mode(file=sys.stdout):
                         output.write([row])
+                done += 1
             bar.update()
     output.write(sorted(rows, key=_sharpness))
     output.close()
-    return failures
+    return failures, done
 
 
-def _sharpness(row):
+def _sharpness(row: Row) -> float:
     """Images without detail come last."""
     return 2.0 if row["sharp"] is None else row["sharp"]
 
 
-def make_row(path: Path, found: Focus) -> dict[str, Any]:
+def make_row(path: Path, found: Focus) -> Row:
     """Plain values, as the output formats print them; None where nothing was found."""
 
     def rounded(x: float | None, digits: int) -> float | None:
@@ -154,12 +144,24 @@ def make_row(path: Path, found: Focus) -> dict[str, Any]:
     }
 
 
-def _listing(failures: dict[str, str]) -> str:
-    lines = [f"{len(failures)} could not be read, written or moved; the others are done:"]
-    lines += [f"  {name}: {reason}" for name, reason in list(failures.items())[:SHOWN_FAILURES]]
-    if len(failures) > SHOWN_FAILURES:
-        lines.append(f"  and {len(failures) - SHOWN_FAILURES} more")
-    return "\n".join(lines)
+def make_cells(row: Row) -> list[str]:
+    """What a row of the table shows."""
+    kind = row["kind"]
+    if row["motion_length"] is not None:
+        kind = f"{kind} {row['motion_length']:.0f} px at {row['motion_angle']:.0f}°"
+    if "moved_to" in row:
+        kind += f", to {row['moved_to']}"
+    shares = [
+        NOTHING if row[name] is None else f"{row[name]:.0%}"
+        for name in ("sharp", "blurred", "flat")
+    ]
+    sigma = NOTHING if row["sigma"] is None else f"{row['sigma']:.1f}"
+    return [row["file"], row["verdict"], *shares, sigma, kind]
+
+
+def flatten(row: Row) -> Row:
+    """A row with the columns that not every row has: not every picture is moved."""
+    return {key: row[key] for key in row if key not in ADDED} | {key: row.get(key) for key in ADDED}
 
 
 if __name__ == "__main__":

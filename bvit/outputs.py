@@ -5,12 +5,20 @@ command ends with an error. So a second `--to=report.html` replaces the first on
 mistake replaces a photograph.
 """
 
+import contextlib
+import functools
 import io
+import itertools
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,11 +35,12 @@ METADATA = {
     "eps": "Creator",
 }
 DEFAULT_FORMAT = "png"
-# What the overlays of bvit.predict are called.
-OVERLAY = ".overlay.png"
+# What the drawings are called that bvit.predict and bvit.focus make of pictures.
+OVERLAY, FOCUS_MAP = ".overlay.png", ".focus.png"
 
 # A temporary name takes so much of the name of its file: names end at 255 bytes.
 NAME = 50
+PARTIAL = ".partial"
 
 Ours = Callable[[Path], bool]
 
@@ -45,9 +54,9 @@ def is_marked(path: Path) -> bool:
     return MARK.encode() in found
 
 
-def is_overlay(path: Path) -> bool:
-    """Whether a file is an overlay that bvit.predict wrote."""
-    return path.name.endswith(OVERLAY) and path.is_file() and is_marked(path)
+def is_drawing(path: Path) -> bool:
+    """Whether a file is a drawing of a picture that bvit wrote."""
+    return path.name.endswith((OVERLAY, FOCUS_MAP)) and path.is_file() and is_marked(path)
 
 
 def check(path: Path, ours: Ours = is_marked) -> None:
@@ -92,18 +101,27 @@ def write(path: Path, content: bytes, ours: Ours = is_marked) -> None:
     if path.exists() and not path.is_file():  # /dev/stdout, a pipe
         path.write_bytes(content)
         return
-    path = Path(os.path.realpath(path))
-    partial = _free(path)
+    with whole(Path(os.path.realpath(path)), functools.partial(_place, ours)) as partial:
+        partial.write_bytes(content)
+
+
+@contextlib.contextmanager
+def whole(path: Path, place: Callable[[Path, Path], object] = Path.replace) -> Iterator[Path]:
+    """Gives a temporary path to write to, which gets the name `path` once everything is written.
+
+    For files that are bvit's alone, such as those of a run; `write` is for all others.
+
+    Args:
+      path: of the file, which is replaced.
+      place: gives a temporary file its name.
+    """
+    partial = path.with_name(f".{path.name[:NAME]}.{secrets.token_hex(4)}{PARTIAL}")
     try:
-        with partial.open("xb") as file:
-            file.write(content)
-        if path.exists():
-            check(path, ours)
-            partial.replace(path)
-        else:
-            _move(partial, path)
+        yield partial
+        place(partial, path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise
 
 
@@ -121,13 +139,64 @@ def write_figure(path: Path, figure: "Figure", dpi: int) -> None:
     write(path, drawn.getvalue())
 
 
-def _free(path: Path) -> Path:
-    """The name of a temporary file beside another."""
-    return path.with_name(f".{path.name[:NAME]}.{secrets.token_hex(4)}.partial")
+class Drawings:
+    """Writes drawings of pictures into a folder, as NAME.suffix.
+
+    A drawing of an earlier run is replaced. Any other file is kept, as is every picture that is
+    drawn: the drawing then gets a number.
+    """
+
+    def __init__(self, folder: Path, suffix: str, pictures: Iterable[Path]) -> None:
+        """Makes the folder, if there is none.
+
+        Args:
+          folder: where to write.
+          suffix: of the names: `OVERLAY` or `FOCUS_MAP`.
+          pictures: that are drawn.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._suffix = folder, suffix
+        self._taken = {found for path in pictures if (found := _identity(path))}
+
+    def save(self, picture: Path, pixels: UInt8[np.ndarray, "h w 3"]) -> Path:
+        """Writes the drawing of a picture, and returns where."""
+        mark, drawn = PngInfo(), io.BytesIO()
+        mark.add_text(METADATA["png"], MARK)
+        Image.fromarray(pixels).save(drawn, "PNG", pnginfo=mark)
+        path = next(filter(self._free, numbered(self._folder, picture.stem, self._suffix)))
+        write(path, drawn.getvalue())
+        if written := _identity(path):
+            self._taken.add(written)
+        return path
+
+    def _free(self, path: Path) -> bool:
+        if not os.path.lexists(path):
+            return True
+        return _identity(path) not in self._taken and is_drawing(path)
 
 
-def _move(partial: Path, path: Path) -> None:
-    """Gives a file its name, unless another file took it meanwhile."""
+def numbered(folder: Path, stem: str, suffix: str) -> Iterator[Path]:
+    """NAME.ext, NAME.2.ext, NAME.3.ext and so on, without end."""
+    yield folder / f"{stem}{suffix}"
+    for count in itertools.count(2):
+        yield folder / f"{stem}.{count}{suffix}"
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What a file has in common with its other names; None if it can't be reached."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _place(ours: Ours, partial: Path, path: Path) -> None:
+    """Gives a file its name, unless another program's file took it meanwhile."""
+    if path.exists():
+        check(path, ours)
+        partial.replace(path)
+        return
     try:
         os.link(partial, path)
     except FileExistsError as error:

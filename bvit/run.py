@@ -8,21 +8,17 @@ tensorboard/       the curves and figures in TensorBoard
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import functools
 import json
 import os
 import socket
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import logging
 from flax import linen as nn
 from flax import traverse_util
@@ -34,36 +30,19 @@ from bvit import config as config_lib
 from bvit import distributed, models, sharding
 from bvit.checkpoint import Checkpoints
 from bvit.classify import check
+from bvit.evaluation import answers
+from bvit.evaluation.answers import Answers
 from bvit.evaluation.evaluator import EvalResult
 from bvit.evaluation.rows import upgrade
 from bvit.models import pretrained
+from bvit.outputs import PARTIAL, whole
 from bvit.tokens import Policy, parse
 
-METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
-# In answers.npz: the indices of the images, and what separates a condition from a policy in a key,
-# "region|merge:72". Neither name contains it.
-INDEX, SEPARATOR = "index", "|"
-
+METRICS, EVALUATIONS, ANSWERS = "metrics.jsonl", "evaluations.jsonl", "answers.npz"
 # What `Run.begin` leaves if it ends half-way.
-BEGUN = {".lock", "figures", "config.partial"}
+BEGUN = {".lock", "figures"}
 # Differences between configs that an error lists.
 MOST_SHOWN = 10
-
-Cell = tuple[str, str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Answers:
-    """A model's answers to every test image.
-
-    Attributes:
-      index: the test images, ascending, each once; unsigned int [n].
-      ranks: (condition, policy's label) → how many classes scored above the true one (0: top-1
-        right); unsigned int [n], in the order of `index`.
-    """
-
-    index: np.ndarray
-    ranks: Mapping[Cell, np.ndarray]
 
 
 class Run:
@@ -191,41 +170,22 @@ class Run:
         Raises:
           ValueError: the run kept none, or the file is damaged.
         """
-        path = self.path / "answers.npz"
+        path = self.path / ANSWERS
         if not path.exists():
             raise ValueError(
                 f"{self.path} holds no {path.name}, like runs older than that file: evaluate "
                 "it again into another --workdir, with its own settings (its seed too), "
                 f"--config.init_from={self.path} --config.init_head=True --config.train.steps=0."
             )
-        try:
-            with np.load(path) as file:
-                arrays = dict(file)
-            index = arrays.pop(INDEX)
-            if any(rank.shape != index.shape for rank in arrays.values()):
-                raise ValueError("its arrays differ in length")
-            return Answers(index, {_cell(key): rank for key, rank in arrays.items()})
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{path} is damaged ({error!r}).") from error
+        return answers.read(path)
 
     def write_class_names(self, names: Sequence[str]) -> None:
         """Writes classes.json."""
         write_json(self.path / "classes.json", names)
 
     def write_answers(self, outcomes: Sequence[EvalResult]) -> None:
-        """Writes answers.npz.
-
-        An image takes at most a byte for each condition and policy (two with more than 255 classes)
-        and four for its index, before compression.
-
-        Args:
-          outcomes: of `evaluate`, at least one; all are of the same images.
-        """
-        arrays = {INDEX: _smallest(outcomes[0].index)}
-        for one in outcomes:
-            arrays[f"{one.condition}{SEPARATOR}{one.policy.label}"] = _smallest(one.rank)
-        with whole(self.path / "answers.npz") as partial, partial.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+        """Writes answers.npz, from at least one outcome of `evaluate`."""
+        answers.write(self.path / ANSWERS, outcomes)
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Writes results.json; the run is then finished."""
@@ -358,19 +318,6 @@ def ancestors(init_from: str) -> list[dict[str, Any]]:
     return configs
 
 
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Gives a temporary path to write to; it gets the name `path` once everything is written."""
-    partial = path.with_suffix(".partial")
-    try:
-        yield partial
-        partial.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
-
-
 def write_json(path: Path, value: Any) -> None:
     """Writes a file whole or not at all."""
     with whole(path) as partial:
@@ -395,12 +342,9 @@ def _check_ours(path: Path, config: Mapping[str, Any]) -> None:
     saved = path / "config.json"
     if not saved.exists():
         # A run that ended while it was begun has left what `begin` makes, and no more.
-        others = [one.name for one in path.iterdir()] if path.exists() else []
-        if (
-            not set(others) <= BEGUN
-            or (path / "figures").is_dir()
-            and any((path / "figures").iterdir())
-        ):
+        found = [one.name for one in path.iterdir()] if path.exists() else []
+        others = {name for name in found if not name.endswith(PARTIAL)}
+        if not others <= BEGUN or (path / "figures").is_dir() and any((path / "figures").iterdir()):
             raise ValueError(
                 f"--workdir must be a run directory or a new folder: {path} holds other files; "
                 "choose another --workdir."
@@ -434,12 +378,3 @@ def _lock(path: Path) -> IO[str] | None:
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()
     return file
-
-
-def _cell(key: str) -> Cell:
-    condition, _, policy = key.partition(SEPARATOR)
-    return condition, policy
-
-
-def _smallest(values: np.ndarray) -> np.ndarray:
-    return values.astype(np.min_scalar_type(values.max(initial=0)))

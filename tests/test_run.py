@@ -10,7 +10,8 @@ from trained import CLASSES, SIZE, run_directory
 from bvit import config as config_lib
 from bvit import data, optimizer, sharding
 from bvit.evaluation.evaluator import EvalResult, Evaluator
-from bvit.run import Run, ancestors, initial_variables, whole, write_json
+from bvit.outputs import whole
+from bvit.run import Run, ancestors, initial_variables, write_json
 from bvit.tokens import parse
 
 CONFIG = {"seed": 1, "train": {"steps": 10}, "mesh": {"data": -1}}
@@ -264,7 +265,7 @@ def test_results_of_older_runs_are_read_with_budgets_in_the_names_of_policies(tm
 
 
 def test_a_run_that_ended_while_it_began_can_be_begun_again(tmp_path):
-    for made in ([".lock"], [".lock", "figures"], [".lock", "figures", "config.partial"]):
+    for made in ([".lock"], [".lock", "figures"], [".lock", "figures", ".config.json.0.partial"]):
         path = tmp_path / str(len(made))
         path.mkdir()
         for name in made:

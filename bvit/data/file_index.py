@@ -13,6 +13,8 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int, UInt8
 
+from bvit.outputs import whole
+
 # What OpenCV or Pillow reads, by extension.
 EXTENSIONS = (
     b".jpg",
@@ -198,10 +200,9 @@ def _save(
     arrays = dataclasses.asdict(index)
     del arrays["root"]
     arrays["class_names"] = np.array(index.class_names)
-    partial = cache.with_suffix(f".{os.getpid()}.npz")
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(partial, folders=np.array(folders), times=times, **arrays)
-        partial.replace(cache)  # atomically, so that nobody reads half of it
+        with whole(cache) as partial, partial.open("wb") as file:
+            np.savez(file, folders=np.array(folders), times=times, **arrays)
     except OSError as error:  # the list works without its cache
         logging.warning("The list of images could not be cached in %s (%s).", cache, error)

@@ -10,7 +10,7 @@ from pathlib import Path
 from bvit.data.blur_width import blur_width
 from bvit.data.decode import Pixels, UnreadableImageError, center_crop, decode_grey
 from bvit.data.file_index import EXTENSIONS
-from bvit.outputs import is_overlay
+from bvit.outputs import is_drawing
 
 STDIN = "-"
 
@@ -21,7 +21,7 @@ def list_images(names: Iterable[str], stdin: Iterable[str]) -> tuple[list[Path],
     Args:
       names: a file is taken as it is; of a folder, all images in it and below it, by their
         extensions, without what is hidden; anything else is a pattern such as "shots/**/*.jpg".
-        Folders and patterns leave out the overlays that bvit.predict wrote. "-" stands for the
+        Folders and patterns leave out the drawings that bvit wrote. "-" stands for the
         names in `stdin`.
       stdin: more names, one a line.
 
@@ -35,7 +35,7 @@ def list_images(names: Iterable[str], stdin: Iterable[str]) -> tuple[list[Path],
             found = _below(name)
         elif not os.path.exists(name):
             found = sorted(Path(match) for match in glob.glob(name, recursive=True))
-            found = [path for path in found if path.is_file() and not is_overlay(path)]
+            found = [path for path in found if path.is_file() and not is_drawing(path)]
         if not found:
             failures[name] = "no image in it" if os.path.isdir(name) else "no such file"
         files += found
@@ -59,7 +59,7 @@ def _below(folder: str) -> list[Path]:
             for name in sorted(names)
             if not name.startswith(".")
             and os.fsencode(name.lower()).endswith(EXTENSIONS)
-            and not is_overlay(Path(top, name))
+            and not is_drawing(Path(top, name))
         ]
     return found
 

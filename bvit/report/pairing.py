@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from bvit.evaluation.answers import Cell
 from bvit.evaluation.rows import COLUMNS, Row, format_cell
 from bvit.evaluation.statistics import paired_difference
 from bvit.report.comparison import Group, group
-from bvit.run import Cell, Run
+from bvit.run import Run
 
 KEEP = "keep"
 # Settings that determine which images were tested, and how they were cropped.

@@ -1,64 +1,19 @@
-"""What `python -m bvit.focus` does with files: draws maps, moves pictures. It overwrites nothing
-that it did not write itself.
-"""
+"""What `python -m bvit.focus` does with pictures: draws maps, moves files, overwrites nothing."""
 
-import os
 import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 
 from bvit.data.decode import Pixels
-from bvit.survey.reading import png_bytes
+from bvit.outputs import numbered
 
-MAP_SUFFIX = ".focus.png"
-# A remark in each map, by which it is known again.
-SOFTWARE = "bvit.focus"
 # Maps are drawn at most so many pixels high and wide.
 MAP_SIDE = 1280
 # Blurred areas turn to the colour, by up to this share; areas without detail turn grey.
 BLURRED_COLOUR, MOST_TINT = (255, 110, 0), 0.75
-
-
-class Maps:
-    """Writes pictures with their blur drawn over them, each under a name of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        """Makes the folder, if there is none."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self._written: set[Path] = set()
-
-    def write(self, path: Path, pixels: Pixels, probability: Float[np.ndarray, "m n"]) -> Path:
-        """Draws one picture; replaces only maps of an earlier run.
-
-        Args:
-          path: of the picture; its map is called NAME.focus.png.
-          pixels: of the picture.
-          probability: that a cell of 8×8 pixels is in focus.
-
-        Returns:
-          Where the map is.
-        """
-        data = png_bytes(draw(pixels, probability), Software=SOFTWARE)
-        for place in numbered(self._folder, path.stem, MAP_SUFFIX):
-            if place in self._written:
-                continue
-            try:
-                with place.open("xb") as file:
-                    file.write(data)
-            except FileExistsError:
-                if not is_map(place):
-                    continue
-                partial = place.with_name(f".{place.name}.{os.getpid()}")
-                partial.write_bytes(data)
-                partial.replace(place)
-            self._written.add(place)
-            return place
-        raise AssertionError("numbers do not end")
 
 
 class Mover:
@@ -101,24 +56,6 @@ class Mover:
             self._taken.add(place)
             return place
         raise AssertionError("numbers do not end")
-
-
-def numbered(folder: Path, stem: str, suffix: str):
-    """NAME.ext, NAME.2.ext, NAME.3.ext and so on."""
-    yield folder / f"{stem}{suffix}"
-    count = 2
-    while True:
-        yield folder / f"{stem}.{count}{suffix}"
-        count += 1
-
-
-def is_map(path: Path) -> bool:
-    """Whether a file is a map that this command wrote."""
-    try:
-        with Image.open(path) as image:
-            return image.info.get("Software") == SOFTWARE
-    except Exception:  # Pillow's parsers raise nearly anything on what is no picture
-        return False
 
 
 def draw(pixels: Pixels, probability: Float[np.ndarray, "m n"]) -> Pixels:

@@ -1,7 +1,6 @@
 """Pictures decoded whole and ahead of their use, within a bound on what waits in memory."""
 
 import contextlib
-import io
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -86,15 +85,3 @@ def _read(path: Path, size: int) -> Pixels | UnreadableImageError:
         return UnreadableImageError("not enough memory for its pixels")
     except OSError as error:
         return UnreadableImageError(error.strerror or str(error))
-
-
-def png_bytes(pixels: Pixels, **text: str) -> bytes:
-    """A PNG of those pixels, with remarks in it."""
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
-    for name, value in text.items():
-        info.add_text(name, value)
-    data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "png", pnginfo=info)
-    return data.getvalue()

@@ -13,7 +13,8 @@ from tensorboardX.proto.api_pb2 import Status
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 from tensorboardX.proto.summary_pb2 import Summary
 
-from bvit.run import EVALUATIONS, METRICS, read_lines, whole
+from bvit.outputs import whole
+from bvit.run import EVALUATIONS, METRICS, read_lines
 
 # Metrics of the speed; all others are of the training itself.
 SPEEDS = ("images_per_s", "data_wait")

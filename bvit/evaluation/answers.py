@@ -1,0 +1,75 @@
+"""A model's answers to each test image, in a file: runs can so be compared image by image."""
+
+import dataclasses
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bvit.evaluation.evaluator import EvalResult
+from bvit.outputs import whole
+
+# In the file: the indices of the images, and what separates a condition from a policy in a key,
+# "region|merge:72". Neither name contains it.
+INDEX, SEPARATOR = "index", "|"
+
+Cell = tuple[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """A model's answers to every test image.
+
+    Attributes:
+      index: the test images, ascending, each once; unsigned int [n].
+      ranks: (condition, policy's label) → how many classes scored above the true one (0: top-1
+        right); unsigned int [n], in the order of `index`.
+    """
+
+    index: np.ndarray
+    ranks: Mapping[Cell, np.ndarray]
+
+
+def read(path: Path) -> Answers:
+    """Reads what `write` wrote.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    try:
+        with np.load(path) as file:
+            arrays = dict(file)
+        index = arrays.pop(INDEX)
+        if any(rank.shape != index.shape for rank in arrays.values()):
+            raise ValueError("its arrays differ in length")
+        return Answers(index, {_cell(key): rank for key, rank in arrays.items()})
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged ({error!r}).") from error
+
+
+def write(path: Path, outcomes: Sequence[EvalResult]) -> None:
+    """Writes a file whole or not at all.
+
+    An image takes at most a byte for each condition and policy (two with more than 255 classes)
+    and four for its index, before compression.
+
+    Args:
+      path: of the file, ending in .npz.
+      outcomes: of `evaluate`, at least one; all are of the same images.
+    """
+    arrays = {INDEX: _smallest(outcomes[0].index)}
+    for one in outcomes:
+        arrays[f"{one.condition}{SEPARATOR}{one.policy.label}"] = _smallest(one.rank)
+    with whole(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def _cell(key: str) -> Cell:
+    condition, _, policy = key.partition(SEPARATOR)
+    return condition, policy
+
+
+def _smallest(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.min_scalar_type(values.max(initial=0)))
