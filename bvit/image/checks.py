@@ -2,11 +2,16 @@
 
 import difflib
 import math
+import warnings
 from collections.abc import Iterable
 
 import jax
 import numpy as np
 from jaxtyping import ArrayLike
+
+# How an image continues beyond its border: mirrored without repeating the edge pixel, by repeating
+# it, or black.
+BORDERS = ("reflect", "edge", "constant")
 
 # An error shows so much of a value.
 MOST_SHOWN = 80
@@ -40,16 +45,42 @@ def check_name(what: str, name: str, names: Iterable[str]) -> None:
     raise ValueError(f"no {what} is called {short(name)}; {hint}")
 
 
-def check_kernel_size(kernel_size: int, shape: tuple[int, ...]) -> None:
-    """Raises ValueError if a kernel is even, or reaches past the mirrored image [..., h, w, c]."""
+def check_kernel_size(kernel_size: int, shape: tuple[int, ...], border: str = "reflect") -> None:
+    """Raises ValueError for an even kernel, or one too large to mirror the image [..., h, w, c]."""
     check_odd(kernel_size)
+    check_name("border mode", border, BORDERS)
     height, width = shape[-3:-1]
-    if kernel_size // 2 >= min(height, width):
+    if border == "reflect" and kernel_size // 2 >= min(height, width):
         raise ValueError(
             f"the blur mirrors kernel_size // 2 = {kernel_size // 2} pixels at each border, and so "
             f"needs an image of at least one more: got image {height}x{width}, "
             f"kernel_size={kernel_size}; use at most {2 * min(height, width) - 1}."
         )
+
+
+def gaussian_kernel_size(kernel_size: int | None, sigma: ArrayLike) -> int:
+    """The size that is given, or for None the least odd one that reaches to 3 sigma on each side.
+
+    Warns if a given kernel ends before 2 sigma. A sigma on a device is only read for None.
+
+    Raises:
+      ValueError: None with a traced sigma.
+    """
+    if kernel_size is None:
+        if isinstance(sigma, jax.core.Tracer):
+            raise ValueError(
+                "kernel_size=None chooses the size by sigma, which is traced here: got "
+                f"{short(sigma)}; give a kernel_size of about 6 times the largest sigma."
+            )
+        return 2 * math.ceil(3 * np.max(np.asarray(sigma), initial=0)) + 1
+    check_odd(kernel_size)
+    if not isinstance(sigma, jax.Array) and kernel_size // 2 < 2 * np.max(sigma, initial=0):
+        warnings.warn(
+            f"a kernel of {kernel_size} taps ends before 2 sigma for a sigma of "
+            f"{np.max(sigma):g}, so it blurs less; use kernel_size=None, which fits it to sigma.",
+            stacklevel=3,
+        )
+    return kernel_size
 
 
 def check_odd(kernel_size: int) -> None:

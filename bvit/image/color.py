@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from bvit.image.batching import Keys, image_keys, map_images
-from bvit.image.checks import short
+from bvit.image.checks import check_range, short
 from bvit.image.pixels import check_image
 
 # The strengths of `random_color_jitter` in their order, each with the largest that makes sense.
@@ -23,6 +23,7 @@ def random_color_jitter(
     contrast: float = 0.0,
     saturation: float = 0.0,
     hue: float = 0.0,
+    probability: float = 1.0,
 ) -> Float[Array, "*b h w 3"]:
     """Changes brightness, contrast, saturation and hue of each image, in this order, at random.
 
@@ -37,13 +38,14 @@ def random_color_jitter(
         1 + c; static.
       saturation: s in [0, 1]; the saturation (of HSV) is multiplied by 1 - s to 1 + s; static.
       hue: the largest turn of the hue, either way, as a share of the circle in [0, 0.5]; static.
+      probability: with which each image is changed; otherwise it is left exactly as it is.
 
     Returns:
       Images of the shape and dtype of `image`, in [0, 1].
 
     Raises:
-      ValueError: not an RGB image; a strength outside its range; keys that are neither one nor one
-        for each image.
+      ValueError: not an RGB image; a strength or a probability outside its range; keys that are
+        neither one nor one for each image.
     """
     check_image(image, channels=3)
     strengths = (brightness, contrast, saturation, hue)
@@ -52,11 +54,19 @@ def random_color_jitter(
             raise ValueError(
                 f"{name} must be within 0 (off) and {highest:g}: got {short(strength)}."
             )
-    return _jitter(image_keys(key, np.shape(image)[:-3]), image, strengths=strengths)
+    check_range("probability", (probability, probability), highest=1.0)
+    keys = image_keys(key, np.shape(image)[:-3])
+    return _jitter(keys, image, probability, strengths=strengths)
 
 
 @partial(jax.jit, static_argnames="strengths")
-def _jitter(keys: Array, image: Array, *, strengths: tuple[float, float, float, float]) -> Array:
+def _jitter(
+    keys: Array,
+    image: Array,
+    probability: ArrayLike,
+    *,
+    strengths: tuple[float, float, float, float],
+) -> Array:
     import dm_pix  # here, since nothing else needs it
 
     brightness, contrast, saturation, hue = strengths
@@ -73,6 +83,7 @@ def _jitter(keys: Array, image: Array, *, strengths: tuple[float, float, float, 
         for strength, change, change_key in zip(strengths, changes, change_keys, strict=True):
             if strength:
                 x = jnp.clip(change(change_key, x), 0, 1)
-        return x.astype(one.dtype)
+        chosen = jax.random.uniform(jax.random.fold_in(key, 0)) < probability
+        return jnp.where(chosen, x.astype(one.dtype), one)
 
     return map_images(jitter, image, keys)

@@ -1,5 +1,7 @@
 """Gaussian blur against SciPy and OpenCV; the random forms against what they promise."""
 
+import re
+import warnings
 from functools import partial
 
 import cv2
@@ -176,6 +178,42 @@ class TestGaussianBlur:
         with pytest.raises(ValueError, match="sigma must be >= 0"):
             gaussian_blur(SMALL, sigma)
 
+    def test_refuses_torchvisions_second_argument_and_its_advice_works(self):
+        with pytest.raises(ValueError, match=r"torchvision's kernel_size; write") as error:
+            gaussian_blur(SMALL, 9)
+        advice = re.search(r"gaussian_blur\(image, .*?\)", str(error.value)).group()
+        result = eval(advice, {"gaussian_blur": gaussian_blur, "image": SMALL})
+        np.testing.assert_allclose(result, gaussian_blur(SMALL, 1.7, kernel_size=9), atol=1e-6)
+
+    def test_warns_where_the_kernel_cuts_the_gaussian_off(self):
+        with pytest.warns(UserWarning, match="ends before 2 sigma for a sigma of 5"):
+            gaussian_blur(SMALL, 5.0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            gaussian_blur(SMALL, 4.5)
+            gaussian_blur(PHOTOS, 5.0, kernel_size=None)
+
+    def test_no_kernel_size_fits_the_kernel_to_sigma(self):
+        expected = gaussian_blur(SMALL, np.array([0.5, 2.0, 1.0]), kernel_size=13)
+        result = gaussian_blur(SMALL, jnp.array([0.5, 2.0, 1.0]), kernel_size=None)
+        np.testing.assert_array_equal(result, expected)
+        np.testing.assert_array_equal(gaussian_blur(SMALL, 0.0, kernel_size=None), SMALL)
+        with pytest.raises(ValueError, match="sigma, which is traced here"):
+            jax.jit(lambda s: gaussian_blur(SMALL, s, kernel_size=None))(1.0)
+
+    @pytest.mark.parametrize(("border", "mode"), [("edge", "nearest"), ("constant", "constant")])
+    def test_borders_are_those_of_scipy(self, border, mode):
+        image = SMALL[0, :5]  # smaller than the kernel, which only a mirrored border forbids
+        expected = image
+        for axis in (0, 1):
+            expected = scipy.ndimage.gaussian_filter1d(expected, 1.5, axis, radius=9, mode=mode)
+        result = gaussian_blur(image, 1.5, border=border)
+        np.testing.assert_allclose(result, expected, atol=2e-6)
+
+    def test_refuses_an_unknown_border(self):
+        with pytest.raises(ValueError, match="no border mode is called 'wrap'"):
+            gaussian_blur(SMALL, 1.0, border="wrap")
+
     @pytest.mark.parametrize("shape", [(1,), (2,), (3, 1)])
     def test_refuses_sigmas_that_are_not_one_an_image(self, shape):
         with pytest.raises(ValueError, match="one for each image: got shape"):
@@ -311,6 +349,14 @@ class TestRegionBlur:
             jnp.asarray(SMALL)
         )
         assert jnp.isfinite(gradient).all()
+
+    def test_a_probability_leaves_some_images_exactly_and_blurs_the_others_as_before(self):
+        image = np.resize(SMALL, (40, *SMALL.shape[1:]))
+        always, sigma = short_region_blur(jax.random.key(0), image, return_map=True)
+        some = short_region_blur(jax.random.key(0), image, probability=0.5)
+        blurred = (np.asarray(some) != image).any((1, 2, 3))
+        assert 8 < blurred.sum() < 32
+        np.testing.assert_allclose(some[blurred], always[blurred], atol=1e-6)
 
     @pytest.mark.parametrize("area", [(0.5, 1.1), (0.7, 0.3), (-0.1, 0.5)])
     def test_refuses_areas_that_are_no_shares(self, area):

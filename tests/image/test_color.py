@@ -74,6 +74,14 @@ def test_an_image_depends_on_its_key_alone():
     np.testing.assert_allclose(mapped, expected, atol=1e-6)
 
 
+def test_a_probability_leaves_some_images_exactly_and_changes_the_others_as_before():
+    always = random_color_jitter(KEY, IMAGES, **ALL)
+    some = random_color_jitter(KEY, IMAGES, **ALL, probability=0.5)
+    changed = (np.asarray(some) != IMAGES).any((1, 2, 3))
+    assert 0 < changed.sum() < len(IMAGES)
+    np.testing.assert_allclose(some[changed], always[changed], atol=1e-6)
+
+
 def test_gradients_are_finite_also_for_grey_and_black():
     images = jnp.concatenate([IMAGES[:1], jnp.full((1, 5, 6, 3), 0.5), jnp.zeros((1, 5, 6, 3))])
     gradient = jax.grad(lambda x: random_color_jitter(KEY, x, **ALL).sum())(images)

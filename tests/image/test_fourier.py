@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 import skimage.data
 
 from bvit.image.fourier import convolve
@@ -57,6 +58,12 @@ def test_eager_jit_vmap_and_leading_axes_agree():
         np.testing.assert_allclose(transform(convolve)(SMALL, KERNELS), eager, atol=1e-6)
     many = convolve(np.resize(SMALL, (2, 1, *SMALL.shape[1:])), KERNELS[:, None])
     np.testing.assert_allclose(many[:, 0], eager, atol=1e-6)
+
+
+@pytest.mark.parametrize(("border", "mode"), [("edge", "nearest"), ("constant", "constant")])
+def test_other_borders_are_those_of_scipy(border, mode):
+    expected = scipy.ndimage.convolve(SMALL[0], KERNELS[0][..., None], mode=mode)
+    np.testing.assert_allclose(convolve(SMALL[0], KERNELS[0], border=border), expected, atol=1e-5)
 
 
 def test_bfloat16_is_rounded_once():
