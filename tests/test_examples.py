@@ -1,6 +1,7 @@
 """The examples in the documentation are run as they stand there."""
 
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -17,6 +18,7 @@ README, GUIDE, POLICIES, EXAMPLES = (
     "docs/policies.md",
     "docs/examples.md",
 )
+TUTORIAL = "docs/tutorial.ipynb"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # policy, tokens of the first, the mean and the last block, share of the operations
 COST = re.compile(
@@ -110,3 +112,14 @@ def test_a_call_that_no_longer_exists_would_fail():
         check_weights("resnet50")
     with pytest.raises(ValueError, match="no option"):
         check_weights("vit_small_patch16_224", "x.npz", imag_size=384)
+
+
+def test_the_tutorial_runs_from_top_to_bottom():
+    notebook = json.loads((ROOT / TUTORIAL).read_text())
+    names = {"__name__": "tutorial"}
+    for i, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"{TUTORIAL}, cell {i + 1}", "exec"), names)
+    assert names["logits"].shape == (2, 1000)
+    assert len(names["drawn"]) == 3
+    names["plt"].close("all")
