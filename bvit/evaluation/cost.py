@@ -18,9 +18,10 @@ REPEATS = 5
 
 
 def gflops(model: nn.Module, variables: PyTree, policy: Policy, image_size: int) -> float:
-    """Billions of floating-point operations for one image, from XLA's own count.
+    """Billions of floating-point operations for one image, from XLA's own count for a CPU.
 
-    A multiplication and an addition count as two, so the figure is twice the multiply-accumulates
+    XLA counts nothing on some other backends, and so the figure is the same on all of them. A
+    multiplication and an addition count as two, so the figure is twice the multiply-accumulates
     that some model tables call FLOPs. The focus measure is in it.
 
     Args:
@@ -35,8 +36,20 @@ def gflops(model: nn.Module, variables: PyTree, policy: Policy, image_size: int)
         return classify(model, variables, image, policy, key=key)
 
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    analysis = jax.jit(forward).lower(variables, image).cost_analysis()
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
+    with jax.default_device(_cpu()):
+        analysis = jax.jit(forward).lower(shapes, image).cost_analysis()
     return float(analysis["flops"]) / 1e9
+
+
+def _cpu() -> jax.Device:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        raise RuntimeError(
+            "operations are counted on a CPU, which JAX_PLATFORMS leaves out: add it, as in "
+            "JAX_PLATFORMS=cuda,cpu."
+        ) from error
 
 
 def images_per_second(
