@@ -42,19 +42,19 @@ class RunLock:
           OSError: it can't be written.
         """
         self._path = path
-        self._file = path.open("ab+", buffering=0)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             self._lock()
             self._record = {
                 "process": os.getpid(),
                 "host": socket.gethostname(),
                 "machine": _machine(),
-                "inode": os.fstat(self._file.fileno()).st_ino,
+                "inode": os.fstat(self._file).st_ino,
                 "token": secrets.token_hex(8),
             }
             self._write(json.dumps(self._record))
         except BaseException:
-            self._file.close()
+            os.close(self._file)
             raise
         self._released = threading.Event()
         self._beats = threading.Thread(target=self._beat, daemon=True)
@@ -67,7 +67,7 @@ class RunLock:
         with contextlib.suppress(OSError):
             if _read(self._path) == self._record:
                 self._write("")
-        self._file.close()
+        os.close(self._file)
 
     def _lock(self) -> None:
         shared = True
@@ -78,7 +78,7 @@ class RunLock:
         except OSError:  # there are no locks
             shared = False
         found = _read(self._path)
-        if found.get("inode") != os.fstat(self._file.fileno()).st_ino:
+        if found.get("inode") != os.fstat(self._file).st_ino:
             return  # nobody's, or copied with the run directory
         if shared and found.get("machine") == _machine():
             return  # this kernel would know of a holder
@@ -106,8 +106,9 @@ class RunLock:
         )
 
     def _write(self, text: str) -> None:
-        self._file.truncate(0)
-        self._file.write(text.encode())
+        # In this order nobody finds it empty meanwhile.
+        os.pwrite(self._file, text.encode(), 0)
+        os.ftruncate(self._file, len(text.encode()))
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT):
