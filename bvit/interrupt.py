@@ -7,15 +7,18 @@ package imports this module first, so it imports nothing heavy.
 """
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import NoReturn
 
 # The exit code that a shell reports for a process ended by a signal: 128 + its number.
 EXIT_OFFSET = 128
+EXIT_ORPHANED = 1
 RETRY_SECONDS = 0.1
 STDERR = 2
 
@@ -138,14 +141,24 @@ def end(code: int) -> NoReturn:
     JAX computes and compiles in background threads, which crash if the interpreter shuts down
     meanwhile: the process would end by SIGSEGV. So the interpreter is not shut down.
     """
-    # Without this module, no process was started.
-    if processes := sys.modules.get("multiprocessing"):
-        for child in processes.active_children():
-            child.kill()
+    for child in multiprocessing.active_children():
+        child.kill()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
     os._exit(code)
+
+
+def end_with_parent() -> None:
+    """Makes a worker process end once the one that started it is gone, even if it was killed."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(EXIT_ORPHANED)
+
+    if parent:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def end_commands_quietly() -> None:

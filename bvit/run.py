@@ -8,18 +8,14 @@ tensorboard/       the curves and figures in TensorBoard
 """
 
 import contextlib
-import fcntl
 import functools
 import json
-import os
-import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import Mesh
@@ -34,13 +30,15 @@ from bvit.evaluation import answers
 from bvit.evaluation.answers import Answers
 from bvit.evaluation.evaluator import EvalResult
 from bvit.evaluation.rows import upgrade
+from bvit.lock import RunLock
 from bvit.models import pretrained
 from bvit.outputs import PARTIAL, whole
 from bvit.tokens import Policy, parse
 
 METRICS, EVALUATIONS, ANSWERS = "metrics.jsonl", "evaluations.jsonl", "answers.npz"
+LOCK = ".lock"
 # What `Run.begin` leaves if it ends half-way.
-BEGUN = {".lock", "figures"}
+BEGUN = {LOCK, "figures"}
 # Differences between configs that an error lists.
 MOST_SHOWN = 10
 
@@ -65,7 +63,7 @@ class Run:
         self.results_file = path / "results.json"
         self.step: int | None = None
         self.variables: PyTree | None = None
-        self._lock: IO[str] | None = None
+        self._lock: RunLock | None = None
 
     @classmethod
     def begin(cls, path: Path, config: Mapping[str, Any]) -> "Run":
@@ -86,7 +84,7 @@ class Run:
             try:
                 _check_ours(path, config)
                 path.mkdir(parents=True, exist_ok=True)
-                run._lock = _lock(path)
+                run._lock = RunLock(path / LOCK)
                 run.figures.mkdir(exist_ok=True)
                 write_json(path / "config.json", config)
             except OSError as error:
@@ -99,7 +97,7 @@ class Run:
     def close(self) -> None:
         """Lets other processes work in the directory."""
         if self._lock:
-            self._lock.close()
+            self._lock.release()
 
     @functools.cached_property
     def config(self) -> ConfigDict:
@@ -358,23 +356,3 @@ def _check_ours(path: Path, config: Mapping[str, Any]) -> None:
             f"{path} holds a run of another config: {'; '.join(listed)}. "
             "Choose another --workdir, or delete that run to start again."
         )
-
-
-def _lock(path: Path) -> IO[str] | None:
-    # The open file holds the lock: the kernel releases it when the process ends, however it ends.
-    file = (path / ".lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        raise ValueError(
-            f"another run ({holder}) is working in {path}: wait for it, or choose another "
-            "--workdir."
-        ) from error
-    except OSError as error:  # some network file systems have no locks
-        logging.warning("%s can't be locked (%s): start no second run in it.", path, error)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    return file

@@ -1,9 +1,14 @@
 """Main jobs in processes of their own, forked from one that has done the slow importing."""
 
+import contextlib
+import functools
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,7 +22,16 @@ _server.set_forkserver_preload(["bvit.main"])
 class Job:
     """A main job under way."""
 
-    def __init__(self, arguments, folder, *, devices=1, cache=None):
+    def __init__(self, arguments, folder, *, devices=1, cache=None, faults=None):
+        """Starts it.
+
+        Args:
+          arguments: what is typed behind the command.
+          folder: for what it prints.
+          devices: how many the CPU stands for.
+          cache: folder for compiled programs.
+          faults: settings of `faults.c`, which needs `can_fail()`.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         number = len(list(folder.glob("*.out")))
         self._out, self._err = folder / f"{number}.out", folder / f"{number}.err"
@@ -25,10 +39,11 @@ class Job:
         self._err.touch()
         self._process = _server.Process(
             target=_main,
-            args=(arguments, devices, str(cache), self._out, self._err),
+            args=(arguments, devices, str(cache), self._out, self._err, faults or {}),
             daemon=True,  # ends with the tests, however they end
         )
-        self._process.start()
+        with _preloaded():
+            self._process.start()
 
     def kill(self, signum=signal.SIGKILL):
         os.kill(self._process.pid, signum)
@@ -58,10 +73,40 @@ class Job:
         return self._process.exitcode, *self.printed()
 
 
-def _main(arguments, devices, cache, out, err):
+@functools.cache
+def _library():
+    """The compiled `faults.c`; None without a compiler."""
+    if sys.platform != "linux" or not (compiler := shutil.which("cc")):
+        return None
+    folder = tempfile.TemporaryDirectory()
+    library, source = Path(folder.name, "faults.so"), ROOT / "tests" / "faults.c"
+    command = [compiler, "-O1", "-shared", "-fPIC", "-o", library, source, "-ldl"]
+    if subprocess.run(command, capture_output=True).returncode:
+        return None
+    return library, folder  # which is deleted with the last reference to it
+
+
+def can_fail():
+    """Whether the disk of a job can be made to fail."""
+    return _library() is not None
+
+
+@contextlib.contextmanager
+def _preloaded():
+    """The jobs' server is started by the first of them, and they are forked from it."""
+    if found := _library():
+        os.environ["LD_PRELOAD"] = str(found[0])
+    try:
+        yield
+    finally:
+        os.environ.pop("LD_PRELOAD", None)
+
+
+def _main(arguments, devices, cache, out, err, faults):
     for path, number in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY), number)
     os.chdir(ROOT)
+    os.environ |= {f"FAULT_{name}": str(value) for name, value in faults.items()}
     os.environ["XLA_FLAGS"] = xla_flags(devices)
     sys.argv = ["bvit.main", *arguments]
 
@@ -73,6 +118,12 @@ def _main(arguments, devices, cache, out, err):
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     app.run(bvit.main.main, flags_parser=bvit.main.parse)
+
+
+def messages(err):
+    """What a job printed to stderr, without its progress."""
+    lines = err.replace("\x1b[A", "").replace("\r", "\n").splitlines()  # a bar below another
+    return [line for line in lines if line.strip() and "it/s]" not in line and "%|" not in line]
 
 
 def xla_flags(devices):

@@ -1,5 +1,7 @@
 import contextlib
 import resource
+import subprocess
+import threading
 import time
 
 import jax
@@ -218,3 +220,28 @@ def test_after_room_was_made_the_step_is_saved(saved, full_disk):
     again.save(4, make_state(4))
     again.close()
     check(go_on, go_on(saved), 4)
+
+
+def test_a_copy_that_is_made_while_checkpoints_are_written_can_be_used(tmp_path):
+    """It has half a checkpoint, or half of one that is being deleted; and a whole one."""
+    folder, copies = tmp_path / "checkpoints", []
+    checkpoints = Checkpoints(folder, keep=2)
+    checkpoints.save(1, make_state(1))
+    checkpoints.wait()
+
+    def train():
+        for step in range(2, 14):
+            checkpoints.save(step, make_state(step))
+
+    training = threading.Thread(target=train)
+    training.start()
+    while training.is_alive():
+        copies.append(tmp_path / f"copy{len(copies)}")
+        subprocess.run(["cp", "-r", folder, copies[-1]], capture_output=True)
+    training.join()
+    checkpoints.close()
+    assert len(copies) > 3
+    for copy in copies[:: len(copies) // 4]:
+        for restore in RESTORED:
+            found = restore(copy)
+            check(restore, found, found[0])

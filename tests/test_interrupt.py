@@ -13,7 +13,7 @@ from bvit.interrupt import Interrupted, SignalWatch
 
 ROOT = Path(__file__).parents[1]
 # Stands in for the first heavy package that bvit loads: the signal comes in the middle of it.
-SLOW_JAX = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('went on')"
+SLOW_JAX = "import os, signal; os.kill(os.getpid(), signal.{}); print('went on')"
 
 # Runs the rest of its arguments with the handler that the first names.
 START = """
@@ -88,10 +88,10 @@ def test_one_that_was_lost_in_a_finalizer_is_raised_again():
         pytest.fail("swallowed")
 
 
-def interrupted(tmp_path, *arguments, ignored=False):
+def interrupted(tmp_path, *arguments, ignored=False, by="SIGINT"):
     """Exit code, stdout and stderr; whether these tests run in the background changes nothing."""
     before = "SIG_IGN" if ignored else "SIG_DFL"
-    (tmp_path / "jax.py").write_text(SLOW_JAX)
+    (tmp_path / "jax.py").write_text(SLOW_JAX.format(by))
     done = subprocess.run(
         [sys.executable, "-c", START, before, sys.executable, *arguments],
         cwd=tmp_path,
@@ -105,8 +105,40 @@ def interrupted(tmp_path, *arguments, ignored=False):
 
 @pytest.mark.parametrize("command", ["main", "predict", "export", "report", "benchmark"])
 def test_a_command_says_in_a_line_that_it_was_stopped(tmp_path, command):
-    stopped = (128 + signal.SIGINT, "", "bvit: stopped by SIGINT\n")
-    assert interrupted(tmp_path, "-m", f"bvit.{command}", "--flag=x") == stopped
+    by, code = ("SIGTERM", 143) if command == "main" else ("SIGINT", 130)
+    stopped = (code, "", f"bvit: stopped by {by}\n")
+    assert interrupted(tmp_path, "-m", f"bvit.{command}", "--flag=x", by=by) == stopped
+
+
+# A process that ends by itself or is killed, with a thread that stands for the compiler's, and with
+# a worker.
+ENDING = """
+import multiprocessing, os, signal, sys, threading, time
+from bvit.interrupt import end_with_parent, leave
+def work():
+    end_with_parent()
+    time.sleep(60)
+worker = multiprocessing.get_context("fork").Process(target=work)
+worker.start()
+print(worker.pid, flush=True)
+threading.Thread(target=time.sleep, args=(60,)).start()
+if sys.argv[1] == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+leave("stopped", 143)
+"""
+
+
+@pytest.mark.parametrize("how, code, err", [("left", 143, "bvit: stopped\n"), ("killed", -9, "")])
+def test_an_end_waits_for_no_thread_and_leaves_no_process(how, code, err):
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING, how],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,  # waits until the worker has closed its copies
+        text=True,
+        timeout=30,
+    )
+    assert (done.returncode, done.stderr) == (code, err)
+    assert done.stdout.strip().isdigit()
 
 
 def test_however_the_module_is_written(tmp_path):

@@ -8,6 +8,7 @@ does the shuffling, the threads and the worker processes.
 import dataclasses
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Literal
@@ -17,6 +18,7 @@ import grain
 import numpy as np
 from absl import flags, logging
 
+from bvit import interrupt
 from bvit.data.decode import Pixels, UnreadableImageError, center_crop, random_resized_crop
 from bvit.data.sources import Source
 
@@ -36,6 +38,7 @@ NAMED_UNREADABLE = 20
 # How far evaluation shrinks the short side before the centre crop: 256 for 224, as for ImageNet
 # since Krizhevsky et al. 2012.
 RESIZE_RATIO = 256 / 224
+IGNORED_WARNING = "ignore:resource_tracker:UserWarning"
 
 
 def train_batches(
@@ -185,6 +188,9 @@ class Batches(Iterator[Batch]):
             # programs that do not parse flags.
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
+            # The process that frees what workers leave need not report it.
+            if IGNORED_WARNING not in sys.warnoptions:
+                sys.warnoptions.append(IGNORED_WARNING)
             batches = batches.mp_prefetch(
                 grain.MultiprocessingOptions(num_workers), worker_init_fn=_start_worker
             )
@@ -311,6 +317,7 @@ def _start_worker(index: int, count: int) -> None:
     cv2.setNumThreads(1)
     # Ctrl-C goes to the whole group of processes; the one that started the workers ends them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    interrupt.end_with_parent()
 
 
 def _local_batch(

@@ -117,7 +117,8 @@ def train(
     The metrics of a step are read while the next one runs, so the device never waits for the host.
     A checkpoint is written only after its loss was checked to be finite. The metrics include the
     signal that any process has received, so that all processes stop at the same step. Before each
-    evaluation a checkpoint is written, so that a signal can stop the evaluation at once.
+    evaluation a checkpoint is written, so that a signal can stop the evaluation at once; the run
+    begins with it when it goes on.
     """
     c, total, start = experiment.config, experiment.total_steps, int(state.step)
     if start >= total:
@@ -134,28 +135,32 @@ def train(
     )
     feed = Feed(functools.partial(experiment_lib.train_batches, experiment), start)
     pending = None
+    evaluated = int(distributed.greatest(writer.evaluated, experiment.mesh))  # the first one knows
+
+    def evaluates(step: int) -> bool:
+        return bool(c.eval.every_steps) and 0 < step < total and step % c.eval.every_steps == 0
+
     with contextlib.closing(feed), contextlib.closing(meter), signals.held():
         for step in range(start + 1, total + 1):
+            if evaluates(step - 1) and step - 1 > evaluated:
+                with signals.released():
+                    outcomes = evaluator(state.eval_variables)
+                rows = make_rows(outcomes, evaluator.costs)
+                writer.accuracies(step - 1, results.curves(rows))
+                meter.restart_clock()
             batch = put_batch(meter.wait_for(feed), experiment.mesh)
             update = updates[_draw(c.seed, step, len(updates))]
             state, metrics = trace.run(step, update, state, batch)
             metrics["signal"] = distributed.greatest(signals.received, experiment.mesh)
             stop = meter.read(*pending) if pending else 0
             pending = (step, metrics)
-            evaluates = c.eval.every_steps and step % c.eval.every_steps == 0 and step < total
-            if stop or evaluates or step == total or step % c.checkpoint.every_steps == 0:
+            if stop or evaluates(step) or step == total or step % c.checkpoint.every_steps == 0:
                 stop = meter.read(*pending) or stop
                 pending = None
                 checkpoints.save(step, vars(state))
             if stop:
                 checkpoints.wait()
                 raise Interrupted(stop, step)
-            if evaluates:
-                with signals.released():
-                    outcomes = evaluator(state.eval_variables)
-                rows = make_rows(outcomes, evaluator.costs)
-                writer.accuracies(step, results.curves(rows))
-                meter.restart_clock()
     return state
 
 

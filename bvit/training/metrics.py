@@ -21,7 +21,11 @@ SPEEDS = ("images_per_s", "data_wait")
 
 
 class MetricsWriter:
-    """Writes scalars and images of one run; a resumed run goes on from its checkpoint."""
+    """Writes scalars and images of one run; a resumed run goes on from its checkpoint.
+
+    Attributes:
+      evaluated: the last step whose accuracies are written; -1 if there is none.
+    """
 
     def __init__(self, folder: Path | None, *, start_step: int = 0) -> None:
         """Opens the files, dropping what was logged after the step that the run starts from.
@@ -32,10 +36,13 @@ class MetricsWriter:
         """
         self._files: dict[str, IO[str]] = {}
         self._events: SummaryWriter | None = None
+        self.evaluated = -1
         if folder is None:
             return
         for name in (METRICS, EVALUATIONS):
             self._files[name] = _open_after(folder / name, start_step)
+        evaluations = read_lines(folder / EVALUATIONS)
+        self.evaluated = max((line["step"] for line in evaluations), default=-1)
         try:
             self._events = SummaryWriter(
                 str(folder / "tensorboard"),
@@ -58,12 +65,17 @@ class MetricsWriter:
     def accuracies(self, step: int, values: dict[str, float]) -> None:
         """Writes a line of evaluations.jsonl, and a point on each curve test_CONDITION/POLICY.
 
+        A run that was killed after it wrote them does not write them again.
+
         Args:
           step: updates done.
           values: condition/policy → accuracy. The curves of one condition are a group, and so are
             those that differ only in its number, as test_gaussian/1.5/keep.
         """
+        if step <= self.evaluated:
+            return
         self._write(EVALUATIONS, step, values)
+        self.evaluated = step
         curves = {}
         for name, value in values.items():
             condition, _, policy = name.rpartition("/")
