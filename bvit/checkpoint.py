@@ -12,6 +12,7 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from logging import ERROR
 from pathlib import Path
 
@@ -71,37 +72,39 @@ class Checkpoints:
             },
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
         )
-        self._unsealed: int | None = None
+        self._background = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: tuple[int, Future[None]] | None = None
 
     def save(self, step: int, state: State) -> None:
         """Starts writing a checkpoint; returns once the state has been copied off the devices.
+
+        The files and their checksums are made in threads. Only a checkpoint that is still being
+        written is waited for.
 
         Args:
           step: number of updates done.
           state: name of a part (`MODEL_PARTS` and others) → its arrays.
         """
         self.wait()
-        self._unsealed = step
         items: dict[str, dict[str, PyTree]] = {MODEL: {}, TRAINING: {}}
         for name, part in state.items():
             items[MODEL if name in MODEL_PARTS else TRAINING][name] = part
         args = {item: ocp.args.PyTreeSave(parts) for item, parts in items.items()}
-        with self._reported():
+        with self._reported(step):
             self._manager.save(step, args=ocp.args.Composite(**args))
+        self._writing = step, self._background.submit(self._finish, step)
 
     def wait(self) -> None:
-        """Waits until the checkpoint being written is complete, and seals it.
+        """Waits until the checkpoint being written is complete and sealed.
 
         Raises:
           CheckpointWriteError: it could not be written, for example because the disk is full.
         """
-        if self._unsealed is None:
+        if self._writing is None:
             return
-        with self._reported():
-            self._manager.wait_until_finished()
-            if distributed.is_main():
-                self._write_seal(self._unsealed)
-        self._unsealed = None
+        (step, finished), self._writing = self._writing, None
+        with self._reported(step):
+            finished.result()
 
     def close(self) -> None:
         """Finishes what is being written."""
@@ -111,19 +114,25 @@ class Checkpoints:
             # It repeats what `wait` has raised, in errors of many kinds.
             with contextlib.suppress(Exception):
                 self._manager.close()
+            self._background.shutdown()
 
     @contextlib.contextmanager
-    def _reported(self) -> Iterator[None]:
+    def _reported(self, step: int) -> Iterator[None]:
         """Turns the many kinds of error that orbax raises when it can't write into one."""
         try:
             yield
         except Exception as error:
-            step, self._unsealed = self._unsealed, None
             raise CheckpointWriteError(
                 f"the checkpoint of step {step} could not be written to {self._folder}: "
                 f"{_reason(error)}. Those before it are kept; make room, then run the same command "
                 "to go on."
             ) from error
+
+    def _finish(self, step: int) -> None:
+        """Waits until a checkpoint is complete, and seals it."""
+        self._manager.wait_until_finished()
+        if distributed.is_main():
+            self._write_seal(step)
 
     def _write_seal(self, step: int) -> None:
         folder = self._folder / str(step)

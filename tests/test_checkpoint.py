@@ -11,6 +11,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
+from bvit import checkpoint
 from bvit.checkpoint import CheckpointError, Checkpoints, CheckpointWriteError
 from bvit.sharding import make_mesh, replicated
 
@@ -101,6 +102,22 @@ def test_only_the_newest_are_kept(tmp_path):
     checkpoints.close()
     assert Checkpoints(tmp_path).steps() == [4, 3]
     assert sorted(path.name for path in tmp_path.glob("*.seal")) == ["3.seal", "4.seal"]
+
+
+def test_checksums_are_made_while_training_goes_on(tmp_path, monkeypatch):
+    threads, checksum = [], checkpoint._checksum
+
+    def recorded(path):
+        threads.append(threading.current_thread())
+        return checksum(path)
+
+    monkeypatch.setattr(checkpoint, "_checksum", recorded)
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, make_state(step))
+    checkpoints.close()
+    assert threads and threading.main_thread() not in threads
+    assert sorted(path.name for path in tmp_path.glob("*.seal")) == ["1.seal", "2.seal"]
 
 
 def test_averaged_parameters_are_used_and_both_kinds_restored_for_training(tmp_path):
