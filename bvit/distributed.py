@@ -1,6 +1,7 @@
-"""Several processes as one run: how they find each other, and what they agree on."""
+"""Several processes as one run: how they meet, what they agree on, and which one talks."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
@@ -10,11 +11,15 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
+from tqdm import tqdm
 
 from bvit import interrupt
 
 # Room for an error message that is sent to all processes.
 MESSAGE_BYTES = 2048
+# Seconds between two states of a progress bar: on a terminal (tqdm's default), and in a log file,
+# which keeps every one of them.
+ON_TERMINAL, IN_LOG = 0.1, 60.0
 
 
 def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -58,6 +63,32 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
 def is_main() -> bool:
     """Whether this is the process that talks, and writes what is written once."""
     return jax.process_index() == 0
+
+
+def progress_bar(
+    description: str, unit: str, total: int, *, initial: int = 0, leave: bool = True
+) -> tqdm:
+    """A progress bar of the first process; the others' show nothing.
+
+    Args:
+      description: what is under way.
+      unit: what is counted.
+      total: how many there are.
+      initial: how many are done.
+      leave: keep the finished bar in sight.
+    """
+    interval = ON_TERMINAL if sys.stderr.isatty() else IN_LOG
+    return tqdm(
+        desc=description,
+        unit=unit,
+        total=total,
+        initial=initial,
+        leave=leave,
+        disable=not is_main(),
+        dynamic_ncols=True,
+        mininterval=interval,
+        maxinterval=max(interval, 10),
+    )
 
 
 @contextlib.contextmanager

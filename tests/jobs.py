@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TIMEOUT = 200  # seconds after which a test gives a job up
+TIMEOUT = 600  # seconds after which a test gives a job up
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["bvit.main"])
@@ -22,7 +23,7 @@ _server.set_forkserver_preload(["bvit.main"])
 class Job:
     """A main job under way."""
 
-    def __init__(self, arguments, folder, *, devices=1, cache=None, faults=None):
+    def __init__(self, arguments, folder, *, devices=1, cache=None, order=None, faults=None):
         """Starts it.
 
         Args:
@@ -30,6 +31,8 @@ class Job:
           folder: for what it prints.
           devices: how many the CPU stands for.
           cache: folder for compiled programs.
+          order: of all devices in the mesh, where the machine's links make it another than that of
+            the processes.
           faults: settings of `faults.c`, which needs `can_fail()`.
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +42,7 @@ class Job:
         self._err.touch()
         self._process = _server.Process(
             target=_main,
-            args=(arguments, devices, str(cache), self._out, self._err, faults or {}),
+            args=(arguments, devices, str(cache), order, self._out, self._err, faults or {}),
             daemon=True,  # ends with the tests, however they end
         )
         with _preloaded():
@@ -102,7 +105,18 @@ def _preloaded():
         os.environ.pop("LD_PRELOAD", None)
 
 
-def _main(arguments, devices, cache, out, err, faults):
+def joined(arguments, folder, processes, **options):
+    """Jobs that are the processes of one run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}"]
+    return [
+        Job([*arguments, *flags, f"--process_id={i}"], folder, **options) for i in range(processes)
+    ]
+
+
+def _main(arguments, devices, cache, order, out, err, faults):
     for path, number in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY), number)
     os.chdir(ROOT)
@@ -111,10 +125,17 @@ def _main(arguments, devices, cache, out, err, faults):
     sys.argv = ["bvit.main", *arguments]
 
     import jax
+    import numpy as np
     from absl import app
 
     import bvit.main
+    from bvit import sharding
 
+    sharding.MIN_FSDP_ELEMENTS = 2**12  # as in conftest.py
+    if order:
+        sharding.mesh_utils.create_device_mesh = lambda shape, devices, **_: np.reshape(
+            [devices[i] for i in order], shape
+        )
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     app.run(bvit.main.main, flags_parser=bvit.main.parse)

@@ -1,4 +1,8 @@
-"""Alone; several processes are tested through launch/local.sh in tests/test_main.py."""
+"""Alone; several processes are tested in tests/test_processes.py and tests/test_main.py."""
+
+import io
+import sys
+import time
 
 import jax
 import pytest
@@ -59,3 +63,18 @@ def test_jax_still_says_so_where_it_finds_no_cluster():
 def test_alone_the_greatest_is_the_own():
     assert int(distributed.greatest(15, make_mesh())) == 15
     assert distributed.is_main()
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_log_file_does_not_keep_every_state_of_a_progress_bar(monkeypatch, watched):
+    stderr = io.StringIO()
+    stderr.isatty = lambda: watched
+    monkeypatch.setattr(sys, "stderr", stderr)
+    bar = distributed.progress_bar("training", "step", 4)
+    for _ in range(4):
+        time.sleep(2 * distributed.ON_TERMINAL)
+        bar.update()
+    bar.close()
+    states = stderr.getvalue().count("training:")
+    assert states > 4 if watched else states == 2
+    assert "4/4" in stderr.getvalue()

@@ -296,7 +296,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(finished, run, tmp_path):
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_asked_to_stop_saves_first(start, tmp_path, signum):
     job = start(tmp_path / "run", **{"train.steps": 100_000, "checkpoint.every_steps": 9999})
-    job.wait_until(lambda: "1/100000" in job.printed()[1])
+    job.wait_until(lambda: (tmp_path / "run/metrics.jsonl").exists() and losses(tmp_path / "run"))
     job.kill(signum)
     code, _, err = job.wait()
     assert code == 128 + signum

@@ -3,11 +3,11 @@
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
 from jaxtyping import Array
-from tqdm import tqdm
 
 from bvit import distributed
 from bvit.training.feed import Feed
@@ -43,18 +43,14 @@ class Meter:
           log_every: steps between log lines.
           skip_nonfinite: how many non-finite updates in a row are allowed.
         """
-        self._writer, self._schedule = writer, schedule
+        self._writer = writer
+        # All at once: a rate computed later would queue behind the step under way, and the log wait
+        # for that step. Schedules are evaluated at the count of updates before a step.
+        self._rates = jax.device_get(jax.jit(jax.vmap(schedule))(jnp.arange(total_steps)))
         self._batch_size, self._log_every = batch_size, log_every
         self._skip_nonfinite, self._nonfinite_in_a_row = skip_nonfinite, 0
         self._skipped, self._speed = 0, {}
-        self._bar = tqdm(
-            total=total_steps,
-            initial=start_step,
-            desc="training",
-            unit="step",
-            disable=not distributed.is_main(),
-            dynamic_ncols=True,
-        )
+        self._bar = distributed.progress_bar("training", "step", total_steps, initial=start_step)
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -88,8 +84,7 @@ class Meter:
         if step % self._log_every == 0:
             seconds = time.perf_counter() - self._since
             images_per_s = self._steps * self._batch_size / seconds
-            # Schedules are evaluated at the count of updates before this one.
-            values["learning_rate"] = float(self._schedule(step - 1))
+            values["learning_rate"] = float(self._rates[step - 1])
             values["images_per_s"] = images_per_s
             values["data_wait"] = self._waited / seconds
             del values["finite"]
