@@ -94,7 +94,7 @@ class Predictor:
         logits = self._in_batches(self._classify, pixels, first)
         blurry = self._in_batches(self._blurry, pixels, first)
         return Predictions(
-            probability=np.asarray(jax.nn.softmax(logits)),
+            probability=jax.device_get(jax.nn.softmax(logits)),
             blurry=blurry,
             tokens=np.full(len(pixels), self._tokens),
         )

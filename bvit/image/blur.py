@@ -37,7 +37,7 @@ def gaussian_blur(
     Args:
       image: grey or RGB in [0, 1], any leading batch axes.
       sigma: standard deviation in pixels, >= 0: one for all images, or one each. 0 leaves an image
-        exactly as it is. A traced value can't be checked; a negative one counts as 0.
+        exactly as it is. A JAX array is not checked: what is negative in it counts as 0.
       kernel_size: number of taps, odd; static. The kernel is cut off at its ends: there is a
         warning where that is before 2 sigma. None takes the least one that reaches to 3 sigma, for
         a sigma that is not traced.

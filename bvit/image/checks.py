@@ -1,4 +1,8 @@
-"""Checks of options, before anything compiles. Traced values pass: they can't be checked."""
+"""Checks of options, before anything compiles.
+
+The values of JAX arrays pass unchecked: traced ones have none yet, and to read the others the host
+would have to wait for the device.
+"""
 
 import difflib
 import math
@@ -100,7 +104,7 @@ def check_strength(
     0 is the strength that leaves an image as it is; `highest` is what the kernel has room for.
     """
     check_one_each(name, value, batch)
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, jax.Array):
         return
     if not np.all(np.asarray(value) >= 0):
         raise ValueError(f"{name} must be >= 0 (0 leaves the image as it is): got {short(value)}.")

@@ -126,8 +126,8 @@ def wiener(
     check_image(image)
     check_kernel(kernel, np.shape(image))
     check_one_each("noise_to_signal", noise_to_signal, np.shape(image)[:-3])
-    traced = isinstance(noise_to_signal, jax.core.Tracer)
-    if not traced and not np.all(np.asarray(noise_to_signal) > 0):
+    on_device = isinstance(noise_to_signal, jax.Array)
+    if not on_device and not np.all(np.asarray(noise_to_signal) > 0):
         raise ValueError(
             f"noise_to_signal must be > 0: got {short(noise_to_signal)}; 0 would divide by zero "
             "where the blur removed a frequency. Use for example 0.001 where there is hardly any "

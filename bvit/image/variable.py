@@ -34,7 +34,7 @@ def variable_gaussian_blur(
       image: grey or RGB in [0, 1], any leading batch axes; the border is mirrored without repeating
         the edge pixel.
       sigma_map: standard deviation at each pixel, >= 0: one map for all images, or one each. A
-        pixel of 0 stays exactly as it is. A traced map can't be checked.
+        pixel of 0 stays exactly as it is. The values of a JAX array are not checked.
       kernel_size: number of taps along each axis, odd; static.
 
     Returns:
@@ -52,7 +52,7 @@ def variable_gaussian_blur(
             f"sigma_map must be {shape[-3:-1]}, or that for each image: got {np.shape(sigma_map)} "
             f"for images of shape {shape}."
         )
-    if not isinstance(sigma_map, jax.core.Tracer) and not np.all(np.asarray(sigma_map) >= 0):
+    if not isinstance(sigma_map, jax.Array) and not np.all(np.asarray(sigma_map) >= 0):
         raise ValueError("sigma_map must be >= 0 (0 leaves a pixel as it is): got some below.")
     return _variable(image, sigma_map, kernel_size=kernel_size)
 
