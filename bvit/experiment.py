@@ -4,8 +4,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
 import optax
 from flax import linen as nn
@@ -189,7 +189,7 @@ def _optimizer(
 
 
 def train_batches(experiment: Experiment, start_step: int) -> data.Batches:
-    """This process's share of the batches of each step, from `start_step` (counted from 0) on."""
+    """This process's rows of the batch of each step, from `start_step` (counted from 0) on."""
     c = experiment.config
     return data.train_batches(
         experiment.train_source,
@@ -198,8 +198,7 @@ def train_batches(experiment: Experiment, start_step: int) -> data.Batches:
         seed=c.seed,
         start_step=start_step,
         num_steps=experiment.total_steps - start_step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=sharding.local_rows(c.train.batch_size, experiment.mesh),
         scale=tuple(c.data.crop_scale),
         flip=c.data.flip,
         num_workers=c.data.num_workers,
@@ -208,16 +207,12 @@ def train_batches(experiment: Experiment, start_step: int) -> data.Batches:
 
 
 def test_batches(experiment: Experiment) -> data.Batches:
-    """This process's share of the test set, in batches padded to one size."""
-    return _eval_batches(
-        experiment,
-        experiment.test_source,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    """This process's rows of the test set, in batches padded to one size."""
+    rows = sharding.local_rows(experiment.config.eval.batch_size, experiment.mesh)
+    return _eval_batches(experiment, experiment.test_source, rows=rows)
 
 
-def _eval_batches(experiment: Experiment, source: data.Source, **options: int) -> data.Batches:
+def _eval_batches(experiment: Experiment, source: data.Source, **options: Any) -> data.Batches:
     c = experiment.config
     defaults = {"batch_size": c.eval.batch_size, "num_workers": c.data.num_workers}
     return data.eval_batches(

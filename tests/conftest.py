@@ -29,6 +29,12 @@ def check_types(function):
 jaxtyping.Array = jax.Array | np.ndarray  # as functions of JAX take either
 jaxtyping.install_import_hook("bvit", "conftest.check_types")
 
+from bvit import sharding  # noqa: E402 (the hook comes first)
+
+# The tests' networks are smaller than what is worth splitting, and are split none the less.
+MIN_FSDP_ELEMENTS = sharding.MIN_FSDP_ELEMENTS
+sharding.MIN_FSDP_ELEMENTS = 2**12
+
 _raises = pytest.raises
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Literal
 
@@ -49,8 +49,7 @@ def train_batches(
     seed: int,
     start_step: int = 0,
     num_steps: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     scale: tuple[float, float] = (0.08, 1.0),
     flip: bool = True,
     num_workers: int = 0,
@@ -60,18 +59,18 @@ def train_batches(
     """Random crops of shuffled images, without end.
 
     Each pass over the source has a new order; a batch may hold the end of one pass and the start of
-    the next. The batch of a step, over all processes, is a function of (seed, step, batch_size)
-    alone: process p of n gets rows p·b/n to (p+1)·b/n of it.
+    the next. The batch of a step is a function of (seed, step, batch_size) alone, and `rows` only
+    chooses which part of it is loaded.
 
     Args:
       source: of `open_source`.
-      batch_size: rows of a batch over all processes; a multiple of `process_count`.
+      batch_size: rows of a whole batch.
       image_size: side of the square crops, in pixels.
       seed: of order, crops and mirroring; not negative.
       start_step: the first step, from 0; nothing before it is read.
       num_steps: how many batches to give; None for no end.
-      process_index: which share of each batch to return.
-      process_count: number of shares.
+      rows: which rows of each batch to load, ascending, as `bvit.sharding.local_rows` says for a
+        process; None: all.
       scale: range of a crop's share of the area of its image, within (0, 1].
       flip: whether to mirror half of the crops.
       num_workers: processes that make batches; 0: threads of this one.
@@ -82,12 +81,12 @@ def train_batches(
 
     Returns:
       An iterator of {"image": uint8 [b, s, s, 3], "label": int32 [b], "index": int32 [b] (of the
-      record), "mask": bool [b] (True)}; close it after use.
+      record), "mask": bool [b] (True)}, where b is the number of `rows`; close it after use.
 
     Raises:
       ValueError: arguments out of range. While iterating: `UnreadableImageError`, naming the file.
     """
-    local_batch = _local_batch(source, batch_size, image_size, process_index, process_count)
+    rows = _check(source, batch_size, image_size, rows)
     _check_choice(on_error)
     if not 0 < scale[0] <= scale[1] <= 1:
         raise ValueError(f"scale must be a range within (0, 1], such as (0.08, 1.0): got {scale}.")
@@ -102,11 +101,9 @@ def train_batches(
     order = grain.MapDataset.range(len(source)).shuffle(order_seed).repeat(passes)
     example = _TrainExample(source, image_size, scale, flip, on_error == "skip")
     # random_map keys its generator with the position in the (endless) order: (seed, position).
-    batches = order.random_map(example, seed=crop_seed).batch(local_batch)
-    # Consecutive batches of one share each make up the batch of one step.
-    shares = batches[process_index::process_count]
+    batches = _batch(order.random_map(example, seed=crop_seed), batch_size, rows)
     stop = None if num_steps is None else start_step + num_steps
-    return Batches(shares[start_step:stop], num_workers, num_threads)
+    return Batches(batches[start_step:stop], num_workers, num_threads)
 
 
 def eval_batches(
@@ -116,25 +113,23 @@ def eval_batches(
     image_size: int,
     resize: int | None = None,
     interpolation: str = "bilinear",
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     num_workers: int = 0,
     num_threads: int | None = None,
     on_error: OnError = "raise",
 ) -> "Batches":
-    """The central crop of every image, each exactly once over all processes, in order.
+    """The central crop of every image, each exactly once, in order.
 
-    The last batch is padded with rows whose mask is False; every process yields the same number of
-    batches.
+    The last batch is padded with rows whose mask is False, so the number of batches is the same for
+    any `rows`.
 
     Args:
       source: of `open_source`.
-      batch_size: rows of a batch over all processes; a multiple of `process_count`.
+      batch_size: rows of a whole batch.
       image_size: side of the square crops, in pixels.
       resize: short side before the crop, in pixels; None: 256/224 times `image_size`.
       interpolation: as in `bvit.data.decode.center_crop`.
-      process_index: which share of each batch to return.
-      process_count: number of shares.
+      rows: as in `train_batches`.
       num_workers: as in `train_batches`.
       num_threads: as in `train_batches`.
       on_error: "raise", or "skip": the row of an unreadable image has the mask False, and is
@@ -146,7 +141,7 @@ def eval_batches(
     Raises:
       ValueError: arguments out of range. While iterating: `UnreadableImageError`, naming the file.
     """
-    local_batch = _local_batch(source, batch_size, image_size, process_index, process_count)
+    rows = _check(source, batch_size, image_size, rows)
     _check_choice(on_error)
     short_side = round(image_size * RESIZE_RATIO) if resize is None else resize
     if short_side < image_size:
@@ -154,10 +149,10 @@ def eval_batches(
             f"resize, the short side before the crop, must be at least image_size={image_size}: "
             f"got {short_side}."
         )
-    rows = -(-len(source) // batch_size) * batch_size
+    padded = -(-len(source) // batch_size) * batch_size
     example = _EvalExample(source, image_size, short_side, interpolation, on_error == "skip")
-    batches = grain.MapDataset.range(rows).map(example).batch(local_batch)
-    return Batches(batches[process_index::process_count], num_workers, num_threads)
+    examples = grain.MapDataset.range(padded).map(example)
+    return Batches(_batch(examples, batch_size, rows), num_workers, num_threads)
 
 
 class Batches(Iterator[Batch]):
@@ -320,25 +315,43 @@ def _start_worker(index: int, count: int) -> None:
     interrupt.end_with_parent()
 
 
-def _local_batch(
-    source: Source, batch_size: int, image_size: int, process_index: int, process_count: int
-) -> int:
-    """Rows of a batch in one process, after checking the arguments."""
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """The given rows of each whole batch of examples, batch by batch."""
+
+    examples: grain.MapDataset
+    batch_size: int
+    rows: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.examples) // self.batch_size * len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        step, row = divmod(index, len(self.rows))
+        return self.examples[step * self.batch_size + self.rows[row]]
+
+
+def _batch(examples: grain.MapDataset, batch_size: int, rows: tuple[int, ...]) -> grain.MapDataset:
+    return grain.MapDataset.source(_Rows(examples, batch_size, rows)).batch(len(rows))
+
+
+def _check(
+    source: Source, batch_size: int, image_size: int, rows: Sequence[int] | None
+) -> tuple[int, ...]:
+    """Checks the arguments; returns the rows of a batch to load."""
     if not len(source):
         raise ValueError("the source has no records: give it at least one.")
     if image_size < 1:
         raise ValueError(f"image_size must be at least 1 pixel: got {image_size}.")
-    if not 0 <= process_index < process_count:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1: got {batch_size}.")
+    rows = tuple(range(batch_size) if rows is None else map(int, rows))
+    if not rows or sorted({*rows} & {*range(batch_size)}) != list(rows):
         raise ValueError(
-            f"process_index must lie in 0 … {process_count - 1}, for process_count="
-            f"{process_count}: got {process_index}."
+            f"rows must be some of 0 … {batch_size - 1}, ascending, for batch_size={batch_size}: "
+            f"got {list(rows)}; None takes all."
         )
-    if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
-            f"batch_size must be a positive multiple of the {process_count} processes: got "
-            f"{batch_size}; use {max(1, round(batch_size / process_count)) * process_count}."
-        )
-    return batch_size // process_count
+    return rows
 
 
 def _check_choice(on_error: str) -> None:

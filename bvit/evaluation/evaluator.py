@@ -5,6 +5,7 @@ is padded and the padding masked. What is done to test image i follows from (see
 alone, so that every model and policy sees identical pixels and their differences are paired.
 """
 
+import contextlib
 import dataclasses
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,13 +18,13 @@ from flax import linen as nn
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
-from tqdm import tqdm
 
+from bvit import distributed
 from bvit.classify import Inputs, forward, num_tokens, prepare, shown
 from bvit.evaluation import cost
 from bvit.image.conditions import apply_condition, drawn_by, indexed_keys
 from bvit.image.pixels import to_float
-from bvit.sharding import batch_sharding, per_image
+from bvit.sharding import batch_sharding, get_rows, per_image, put_rows
 from bvit.tokens import Policy
 
 # Keeps the keys of test images apart from those of training, which are folded from the same seed.
@@ -37,7 +38,7 @@ class EvalResult:
     Attributes:
       condition: what was done to the images.
       policy: which tokens were computed.
-      index: which test images, ascending; int64 [n].
+      index: which test images, ascending; int32 [n].
       rank: how many classes scored above the true one (0: top-1 right), int32 [n].
     """
 
@@ -130,54 +131,55 @@ def evaluate(
 
     Args:
       variables: the model's.
-      batches: this process's share of the test set: "image", "label", "index" and "mask" (False:
-        padding) of equal length.
+      batches: the `bvit.sharding.local_rows` of each batch of the test set: "image", "label",
+        "index" and "mask" (False: padding) of equal length.
       corruptions: condition → function of `make_corrupt`.
       classifiers: policy → function of `make_classify`.
       mesh: whose devices share a batch.
-      progress: called with the number of images of each batch that is done.
+      progress: called with the number of rows of each whole batch that is done.
 
     Returns:
       One result for each condition and policy, over the images of all processes.
     """
-    ranks: dict[tuple[str, Policy], list[Array]] = {
+    rank_of = jax.jit(label_rank, out_shardings=batch_sharding(mesh))
+    indices: list[Array] = []
+    ranks: dict[tuple[str, Policy], list[np.ndarray]] = {
         (name, policy): [] for name in corruptions for policy in classifiers
     }
-    indices = []
+
+    def read(running: dict[tuple[str, Policy], Array]) -> None:
+        for cell, rank in running.items():
+            ranks[cell].append(get_rows(rank))
+
+    running: dict[tuple[str, Policy], Array] = {}
     for rows in batches:
-        batch = put_batch(rows, mesh)
-        indices.append(jnp.where(batch["mask"], batch["index"], -1))
+        index = np.where(rows["mask"], rows["index"], np.int32(-1))
+        batch = put_rows({"image": rows["image"], "label": rows["label"], "index": index}, mesh)
+        indices.append(batch["index"])
         for condition, corrupt in corruptions.items():
             pixels = corrupt(batch["image"], batch["index"])
-            for policy, classify in classifiers.items():
-                logits = classify(variables, pixels, batch["index"])
-                ranks[condition, policy].append(_rank_of(logits, batch["label"]))
-            jax.block_until_ready(ranks[condition, policy][-1])  # keeps the queue short
-        progress(int(rows["mask"].sum()))
-    index = _on_host(indices)
-    order = np.argsort(index, kind="stable")[np.count_nonzero(index < 0) :]
-    return [
-        EvalResult(condition, policy, index[order], _on_host(found)[order])
-        for (condition, policy), found in ranks.items()
-    ]
+            started = {
+                (condition, policy): rank_of(
+                    classify(variables, pixels, batch["index"]), batch["label"]
+                )
+                for policy, classify in classifiers.items()
+            }
+            read(running)  # while the next ones run: the queue stays short, and never empty
+            running = started
+        progress(len(batch["label"]))
+    read(running)
+    return _gather([get_rows(index) for index in indices], ranks)
 
 
-_rank_of = jax.jit(label_rank)
-
-
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Array]:
-    """Lays this process's rows of a batch on its devices, as one array over all processes."""
-    return {
-        name: jax.make_array_from_process_local_data(batch_sharding(mesh), rows)
-        for name, rows in batch.items()
-    }
-
-
-def _on_host(parts: Sequence[Array]) -> np.ndarray:
-    """Sharded arrays of all processes, end to end, on every host."""
-    if not parts:
-        return np.zeros((0,), np.int32)
-    return np.concatenate([multihost_utils.process_allgather(part, tiled=True) for part in parts])
+def _gather(
+    indices: list[np.ndarray], ranks: dict[tuple[str, Policy], list[np.ndarray]]
+) -> list[EvalResult]:
+    """Puts the rows of all processes together: each image once, ascending, without padding (-1)."""
+    columns = [np.concatenate(parts) for parts in (indices, *ranks.values())]
+    rows = multihost_utils.process_allgather(np.stack(columns, axis=1), tiled=True)
+    index, first = np.unique(rows[:, 0], return_index=True)
+    index, *found = rows[first[index >= 0]].T
+    return [EvalResult(*cell, index, rank) for cell, rank in zip(ranks, found, strict=True)]
 
 
 class Evaluator:
@@ -233,26 +235,23 @@ class Evaluator:
 
     def __call__(self, variables: PyTree) -> list[EvalResult]:
         """Classifies the whole test set; one result for each condition and policy."""
-        with tqdm(
-            total=self._num_images,
-            desc="evaluating",
-            unit="image",
-            disable=jax.process_index() != 0,
-            leave=False,
-            dynamic_ncols=True,
-        ) as bar:
+        with (
+            distributed.progress_bar("evaluating", "image", self._num_images, leave=False) as bar,
+            contextlib.closing(self._batches()) as batches,
+        ):
             return evaluate(
                 variables,
-                self._batches(),
+                batches,
                 self._corruptions,
                 self._classifiers,
                 mesh=self._mesh,
-                progress=bar.update,
+                progress=lambda rows: bar.update(min(rows, bar.total - bar.n)),
             )
 
     def measure(self, variables: PyTree) -> None:
         """Fills in the costs: operations of an image, and images a second on one batch."""
-        batch = put_batch(next(self._batches()), self._mesh)
+        with contextlib.closing(self._batches()) as batches:
+            batch = put_rows(next(batches), self._mesh)
         corrupt = next(iter(self._corruptions.values()))
         pixels = corrupt(batch["image"], batch["index"])
         speeds = cost.images_per_second(self._classifiers, variables, pixels, batch["index"])

@@ -16,7 +16,7 @@ from jaxtyping import Array
 from bvit import distributed, sharding
 from bvit import experiment as experiment_lib
 from bvit.checkpoint import Checkpoints
-from bvit.evaluation.evaluator import Evaluator, put_batch
+from bvit.evaluation.evaluator import Evaluator
 from bvit.evaluation.rows import make_rows
 from bvit.experiment import Experiment
 from bvit.interrupt import Interrupted, SignalWatch
@@ -120,7 +120,7 @@ def train(
     evaluation a checkpoint is written, so that a signal can stop the evaluation at once; the run
     begins with it when it goes on.
     """
-    c, total, start = experiment.config, experiment.total_steps, int(state.step)
+    c, total, start = experiment.config, experiment.total_steps, int(jax.device_get(state.step))
     if start >= total:
         return state
     updates = [_compile_step(experiment, policy, state) for policy in experiment.train_policies]
@@ -148,7 +148,7 @@ def train(
                 rows = make_rows(outcomes, evaluator.costs)
                 writer.accuracies(step - 1, results.curves(rows))
                 meter.restart_clock()
-            batch = put_batch(meter.wait_for(feed), experiment.mesh)
+            batch = sharding.put_rows(meter.wait_for(feed), experiment.mesh)
             update = updates[_draw(c.seed, step, len(updates))]
             state, metrics = trace.run(step, update, state, batch)
             metrics["signal"] = distributed.greatest(signals.received, experiment.mesh)

@@ -2,8 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from bvit import sharding
+from bvit.evaluation import evaluator as module
 from bvit.evaluation.evaluator import evaluate, label_rank, make_classify, make_corrupt
 from bvit.evaluation.rows import format_table, make_rows
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD
@@ -52,6 +54,22 @@ def batches(batch_size):
         }
 
 
+class Watched:
+    """Batches that tell when they are closed, and what was done in which order."""
+
+    def __init__(self, log):
+        self._batches, self._log = batches(16), log
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self._batches)
+
+    def close(self):
+        self._log.append("close")
+
+
 def make_variables():
     variables = jax.jit(MODEL.init)(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
     # At initialisation all logits are nearly equal; larger ones tell the pictures apart.
@@ -85,6 +103,40 @@ def test_results_do_not_depend_on_batches_or_devices(reference, batch_size, devi
         assert (got.condition, got.policy) == (want.condition, want.policy)
         np.testing.assert_array_equal(got.index, np.arange(IMAGES))
         np.testing.assert_array_equal(got.rank, want.rank)
+
+
+def test_the_next_answers_are_under_way_before_the_last_are_read(monkeypatch):
+    log = []
+
+    def logged(name, function):
+        return lambda *args, **options: (log.append(name), function(*args, **options))[1]
+
+    monkeypatch.setattr(module, "get_rows", logged("read", module.get_rows))
+    gather = multihost_utils.process_allgather
+    monkeypatch.setattr(multihost_utils, "process_allgather", logged("gather", gather))
+    mesh = sharding.make_mesh()
+    evaluator = module.Evaluator(
+        MODEL,
+        lambda: Watched(log),
+        conditions=["sharp"],
+        policies=[parse("keep")],
+        num_images=IMAGES,
+        image_size=SIZE,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        seed=3,
+        mesh=mesh,
+    )
+    classify = evaluator._classifiers[parse("keep")]
+    evaluator._classifiers[parse("keep")] = logged("start", classify)
+    (found,) = evaluator(make_variables())
+    np.testing.assert_array_equal(found.index, np.arange(IMAGES))
+    # Three batches; then the indices of their rows, and one message for everything.
+    rows = ["start", "start", "read", "start", "read", "read"]
+    assert log == [*rows, "read", "read", "read", "gather", "close"]
+    log.clear()
+    evaluator.measure(make_variables())
+    assert log[0] == "close"
 
 
 def test_conditions_and_policies_change_the_answers(reference):
