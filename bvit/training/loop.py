@@ -135,7 +135,8 @@ def train(
     )
     feed = Feed(functools.partial(experiment_lib.train_batches, experiment), start)
     pending = None
-    evaluated = int(distributed.greatest(writer.evaluated, experiment.mesh))  # the first one knows
+    # The first process knows.
+    evaluated = int(jax.device_get(distributed.greatest(writer.evaluated, experiment.mesh)))
 
     def evaluates(step: int) -> bool:
         return bool(c.eval.every_steps) and 0 < step < total and step % c.eval.every_steps == 0
