@@ -177,8 +177,12 @@ def find(wanted: Devices) -> tuple[list, str]:
         except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
             raise ValueError(f"libtpu knows no slice {wanted.text}: {error}") from None
         return list(found), f"libtpu {importlib.metadata.version('libtpu')}"
-    flag = f"--xla_force_host_platform_device_count={wanted.count}"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+    flags_of_xla = (
+        os.environ.get("XLA_FLAGS", ""),
+        f"--xla_force_host_platform_device_count={wanted.count}",
+        "--xla_backend_optimization_level=0",  # of the machine code, which never runs
+    )
+    os.environ["XLA_FLAGS"] = " ".join(flags_of_xla)
     jax.config.update("jax_platforms", "cpu")
     return jax.devices()[: wanted.count], f"XLA for {wanted.count} simulated CPU devices"
 
