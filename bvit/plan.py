@@ -234,6 +234,7 @@ def table(plans: Sequence[Plan], devices: Devices, experiment: Experiment, own: 
     """What each device needs, a column for each plan."""
     c, chip = experiment.config, devices.chip
     batch = c.train.batch_size if experiment.total_steps else c.eval.batch_size
+    kinds = [kind for kind in program.KINDS if any(kind in one.needs.messages for one in plans)]
     columns = []
     for plan in plans:
         needs = plan.needs
@@ -246,7 +247,7 @@ def table(plans: Sequence[Plan], devices: Devices, experiment: Experiment, own: 
             "the largest of them": f"{_mb(needs.largest)}, {needs.largest_name}",
             "FLOPs of a step": f"{plan.flops / 1e12:.3g} T",
         }
-        for kind in program.KINDS:
+        for kind in kinds:
             some = needs.messages.get(kind)
             rows[kind] = f"{_mb(some.nbytes)} in {some.count}" if some else NOTHING
         if chip:
