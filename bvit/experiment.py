@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,31 @@ def prepare(config: ConfigDict) -> Experiment:
     Raises:
       ValueError: settings are wrong or do not fit together; it names them, and the fix.
     """
+    experiment = assemble(config, _sources)
+    initial = initial_variables(config, experiment.test_source.class_names)
+    return dataclasses.replace(experiment, initial=initial)
+
+
+def assemble(
+    config: ConfigDict,
+    open_sources: Callable[[ConfigDict], tuple[data.Source | None, data.Source]],
+    devices: list | None = None,
+) -> Experiment:
+    """Builds the pieces of a run as `prepare` does, but not the weights to start from.
+
+    Args:
+      config: the settings.
+      open_sources: gives the images to train on and those to test on.
+      devices: of the mesh; by default all that there are.
+
+    Raises:
+      ValueError: as `prepare`.
+    """
     c = config
     rules.check(config_lib.flatten(config_lib.to_dict(c)))
-    mesh = sharding.make_mesh(data=c.mesh.data, fsdp=c.mesh.fsdp, tensor=c.mesh.tensor)
+    mesh = sharding.make_mesh(
+        data=c.mesh.data, fsdp=c.mesh.fsdp, tensor=c.mesh.tensor, devices=devices
+    )
     sharding.check_batch(
         c.train.batch_size, mesh, name="train.batch_size", accumulate=c.train.accumulate
     )
@@ -84,7 +106,7 @@ def prepare(config: ConfigDict) -> Experiment:
             "train.mixup mixes images in pairs: each device needs an even share of "
             f"train.batch_size={c.train.batch_size}, got {sharding.batch_shares(mesh)} devices."
         )
-    train_source, test_source = _sources(c)
+    train_source, test_source = open_sources(c)
     model = build_model(c, test_source.num_classes)
     names = conditions.expand(config_lib.words(c.eval.conditions))
     for name in (c.train.condition, *names):
@@ -104,7 +126,7 @@ def prepare(config: ConfigDict) -> Experiment:
         test_source=test_source,
         model=model,
         train_policies=train_policies,
-        initial=initial_variables(c, test_source.class_names),
+        initial=None,
         schedule=schedule,
         optimizer=optimizer,
         total_steps=total_steps,

@@ -58,5 +58,6 @@ def get_config(arguments: str = "") -> ConfigDict:
 
     config.eval.conditions = "sharp,blur"
     config.eval.policies = "keep"
+    config.eval.batch_size = config.train.batch_size
     config.checkpoint.every_steps = 1000
     return config.lock()

@@ -128,6 +128,7 @@ def _main(arguments, devices, cache, order, out, err, faults):
     import numpy as np
     from absl import app
 
+    import bvit.config_flag
     import bvit.main
     from bvit import sharding
 
@@ -138,7 +139,7 @@ def _main(arguments, devices, cache, order, out, err, faults):
         )
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    app.run(bvit.main.main, flags_parser=bvit.main.parse)
+    app.run(bvit.main.main, flags_parser=bvit.config_flag.parse)
 
 
 def messages(err):

@@ -1,7 +1,7 @@
 """Signals and failing disks at random moments: commands end as documented and can be repeated.
 
-python -m pytest tests/soak.py -s                            # takes an hour on two cores
-SIGNALS=20 FAULTS=10 python -m pytest tests/soak.py -s       # instead of 200 and 100
+python -m pytest -m slow tests/soak.py -s                    # takes an hour on two cores
+SIGNALS=20 FAULTS=10 python -m pytest -m slow tests/soak.py -s       # instead of 200 and 100
 
 A command is started, disturbed, and started again until it ends by itself. What it then leaves is
 compared, bit by bit, with what it leaves undisturbed.

@@ -65,7 +65,9 @@ class Attention(nn.Module):
         query, key, value = jnp.moveaxis(qkv, -3, 0)
         mask, bias, weights = _over_queries(mask), _over_queries(bias), None
         if self.keep_weights:
-            weights = nn.dot_product_attention_weights(query, key, bias, mask, dtype=self.dtype)
+            weights = nn.dot_product_attention_weights(
+                query, key, bias, mask, dtype=self.dtype, force_fp32_for_softmax=True
+            )
             mixed = jnp.einsum("nhqk,nkhd->nqhd", weights, value)
         else:
             mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, bias=bias)

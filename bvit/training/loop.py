@@ -80,17 +80,24 @@ def _run(experiment: Experiment, run: Run, signals: SignalWatch) -> dict[str, An
     return found
 
 
-def _restore_or_create(experiment: Experiment, checkpoints: Checkpoints) -> TrainState:
-    c = experiment.config
-    create = functools.partial(
+def abstract_state(experiment: Experiment) -> TrainState:
+    """Shape, dtype and placement of the whole state of a training."""
+    key = jax.random.key(experiment.config.seed)
+    return sharding.abstract(jax.eval_shape(_creator(experiment), key), experiment.mesh)
+
+
+def _creator(experiment: Experiment) -> Callable[..., TrainState]:
+    return functools.partial(
         create_state,
         model=experiment.model,
         optimizer=experiment.optimizer,
-        image_size=c.data.image_size,
-        ema=c.train.ema_decay > 0,
+        image_size=experiment.config.data.image_size,
+        ema=experiment.config.train.ema_decay > 0,
     )
-    key = jax.random.key(c.seed)
-    like = sharding.abstract(jax.eval_shape(create, key), experiment.mesh)
+
+
+def _restore_or_create(experiment: Experiment, checkpoints: Checkpoints) -> TrainState:
+    like = abstract_state(experiment)
     restored = checkpoints.restore_state(vars(like))
     if restored is not None:
         step, state = restored
@@ -100,7 +107,8 @@ def _restore_or_create(experiment: Experiment, checkpoints: Checkpoints) -> Trai
     if initial is not None:
         initial = jax.device_put(initial, sharding.state_shardings(initial, experiment.mesh))
     places = jax.tree.map(lambda leaf: leaf.sharding, like)
-    return jax.jit(create, out_shardings=places)(key, initial)
+    create = jax.jit(_creator(experiment), out_shardings=places)
+    return create(jax.random.key(experiment.config.seed), initial)
 
 
 def train(
@@ -173,6 +181,18 @@ def _draw(seed: int, step: int, choices: int) -> int:
 def _compile_step(
     experiment: Experiment, policy: Policy, state: TrainState
 ) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, Metrics]]:
+    began = time.perf_counter()
+    compiled = lower_step(experiment, policy, state).compile()
+    console.say(
+        f"Compiled a step with {policy.label} in {time.perf_counter() - began:.1f} s; "
+        f"it needs {compiled.memory_analysis().temp_size_in_bytes / 1e6:,.1f} MB on each device "
+        "besides the state."
+    )
+    return lambda state, batch: compiled(state, {name: batch[name] for name in ("image", "label")})
+
+
+def lower_step(experiment: Experiment, policy: Policy, state: TrainState) -> jax.stages.Lowered:
+    """Traces the update of a state under a policy; `state` may be that of `abstract_state`."""
     c, mesh = experiment.config, experiment.mesh
     step = make_train_step(
         experiment.model,
@@ -188,18 +208,8 @@ def _compile_step(
         "image": jax.ShapeDtypeStruct((n, size, size, 3), np.uint8, sharding=on_batch),
         "label": jax.ShapeDtypeStruct((n,), np.int32, sharding=on_batch),
     }
-    began = time.perf_counter()
-    compiled = (
-        jax.jit(step, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
-        .lower(state, batch)
-        .compile()
-    )
-    console.say(
-        f"Compiled a step with {policy.label} in {time.perf_counter() - began:.1f} s; "
-        f"it needs {compiled.memory_analysis().temp_size_in_bytes / 1e6:,.1f} MB on each device "
-        "besides the state."
-    )
-    return lambda state, batch: compiled(state, {name: batch[name] for name in ("image", "label")})
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, sharding.replicated(mesh)))
+    return jitted.lower(state, batch)
 
 
 def _hyperparameters(experiment: Experiment, policy: Policy) -> Hyperparameters:
