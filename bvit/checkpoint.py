@@ -8,6 +8,7 @@ import collections
 import contextlib
 import functools
 import json
+import os
 import re
 import sys
 import zlib
@@ -31,7 +32,7 @@ MODEL_PARTS = ("params", "model_state", "ema_params")
 # Older checkpoints have one item with all parts.
 SINGLE = "default"
 # How tensorstore, which writes for orbax, names the reason of the operating system.
-OS_ERROR = re.compile(r"([^:\[\]]+) \[os_error_code=")
+OS_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")
 MOST_SHOWN = 300
 NOBODY_WAITS = "Event loop is closed"
 SEAL_CHUNK = 2**24  # bytes read at a time for a checksum
@@ -272,7 +273,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     if found := OS_ERROR.search(str(error)):
-        return found[1].strip()
+        return os.strerror(int(found[1]))
     return " ".join(str(error).split())[-MOST_SHOWN:] or type(error).__name__
 
 

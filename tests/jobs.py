@@ -143,9 +143,10 @@ def _main(arguments, devices, cache, order, out, err, faults):
 
 
 def messages(err):
-    """What a job printed to stderr, without its progress."""
+    """What a job printed to stderr, without its progress, and without a word of lost curves."""
     lines = err.replace("\x1b[A", "").replace("\r", "\n").splitlines()  # a bar below another
-    return [line for line in lines if line.strip() and "it/s]" not in line and "%|" not in line]
+    others = "it/s]", "%|", "No more TensorBoard curves", "No TensorBoard curves"
+    return [line for line in lines if line.strip() and not any(word in line for word in others)]
 
 
 def xla_flags(devices):

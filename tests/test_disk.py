@@ -140,6 +140,8 @@ def test_the_reason_is_taken_out_of_what_orbax_says():
         'RESOURCE_EXHAUSTED: Error writing "a" to file 11: No space left on device [os_error_code='
     )
     assert _reason(ValueError(text + "'28'] [source]")) == "No space left on device"
+    text = 'Error writing "a": Input/output error {"open":true}\'] [os_error_code=\'5\']'
+    assert _reason(ValueError(text)) == "Input/output error"
     assert _reason(OSError(errno.EIO, "Input/output error")) == "Input/output error"
     assert len(_reason(ValueError("x\n" * 9999))) <= 300
     assert _reason(RuntimeError()) == "RuntimeError"

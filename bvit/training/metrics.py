@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,12 +13,57 @@ from tensorboardX import SummaryWriter
 from tensorboardX.proto.api_pb2 import Status
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import register_writer_factory
 
 from bvit.outputs import whole
 from bvit.run import EVALUATIONS, METRICS, read_lines
 
 # Metrics of the speed; all others are of the training itself.
 SPEEDS = ("images_per_s", "data_wait")
+
+
+class _EventFile:
+    """A file of TensorBoard's curves: if it can't be written, a warning says so, and they end.
+
+    An error would end the thread that writes them, and the training would wait for it for ever.
+    """
+
+    SCHEME = "bvit"
+
+    def __init__(self, path: str) -> None:
+        self._file: IO[bytes] | None = open(path, "wb")  # noqa: SIM115 (closed below)
+
+    def write(self, data: bytes) -> None:
+        self._try(lambda file: file.write(data))
+
+    def flush(self) -> None:
+        self._try(lambda file: file.flush())
+
+    def close(self) -> None:
+        self._try(lambda file: file.close())
+
+    def _try(self, act: Callable[[IO[bytes]], object]) -> None:
+        if self._file:
+            try:
+                act(self._file)
+            except OSError as error:
+                self._file = None
+                logging.warning("No more TensorBoard curves: %s; see %s.", error, METRICS)
+
+
+class _EventFiles:
+    """What tensorboardX asks for files whose path begins with the scheme."""
+
+    @staticmethod
+    def open(path: str) -> _EventFile:
+        return _EventFile(path.removeprefix(f"{_EventFile.SCHEME}:"))
+
+    @staticmethod
+    def directory_check(path: str) -> None:
+        Path(path.removeprefix(f"{_EventFile.SCHEME}:")).mkdir(parents=True, exist_ok=True)
+
+
+register_writer_factory(_EventFile.SCHEME, _EventFiles)
 
 
 class MetricsWriter:
@@ -45,7 +91,7 @@ class MetricsWriter:
         self.evaluated = max((line["step"] for line in evaluations), default=-1)
         try:
             self._events = SummaryWriter(
-                str(folder / "tensorboard"),
+                f"{_EventFile.SCHEME}:{folder / 'tensorboard'}",
                 # TensorBoard then hides later steps of earlier files.
                 purge_step=start_step + 1 if start_step else None,
                 filename_suffix=f".{start_step:09d}",

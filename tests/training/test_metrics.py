@@ -1,4 +1,6 @@
+import errno
 import json
+import types
 
 import numpy as np
 import pytest
@@ -120,3 +122,19 @@ def test_the_hparams_tab_compares_runs_and_averages_seeds(tmp_path):
     found = {len(g.sessions): [m.value for m in g.metric_values] for g in groups.session_groups}
     assert found == {2: [pytest.approx(0.6)], 1: [pytest.approx(0.9)]}
     assert all(group.name.startswith("vit (") for group in groups.session_groups)
+
+
+def test_curves_that_can_not_be_written_stop_nothing(tmp_path, monkeypatch, caplog):
+    """Not even after the many events that would fill the queue of the thread that writes them."""
+    writer = MetricsWriter(tmp_path)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    events = writer._events.file_writer.event_writer._ev_writer._py_recordio_writer._writer
+    monkeypatch.setattr(events, "_file", types.SimpleNamespace(write=full, flush=full, close=full))
+    for step in range(100):
+        writer.scalars(step, {"loss": 1.0})
+    writer.close()
+    assert len(Run(tmp_path).metrics) == 100
+    assert caplog.text.count("No more TensorBoard curves: [Errno 28] No space left") == 1
