@@ -9,6 +9,9 @@
 # with what was interrupted, and passes over what is finished. When a run fails, the others are run
 # all the same, and the exit code is 1; Ctrl-C and SIGTERM stop the sweep once the run is saved.
 #
+# --at-once=N runs N at the same time. Each then writes its output to a file in runs/cnn-logs, and gets
+# an equal part of a GPU's memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION is set.
+#
 # --dry-run prints what would be run. --arguments=I prints the arguments of the run number I, from 0,
 # with a NUL after each: so does slurm.sbatch run a sweep as an array. BVIT_PYTHON names the
 # interpreter.
@@ -20,9 +23,16 @@ usage() {
   exit 2
 }
 
-mode=run
+# Of a GPU, the percentage that runs at once share, and the least for one.
+shared=90 least=2
+mode=run at_once=1
 case "${1-}" in
   --dry-run | --arguments=*) mode=$1 && shift ;;
+  --at-once=*)
+    at_once=${1#*=} && shift
+    [[ "$at_once" =~ ^[1-9][0-9]?$ ]] && [ $((shared / at_once)) -ge $least ] ||
+      usage "--at-once must be 1 to $((shared / least)): got '$at_once'"
+    ;;
   -*) usage "there is no option $1" ;;
 esac
 [ $# -gt 0 ] || usage
@@ -78,9 +88,36 @@ if [[ "$mode" = --arguments=* ]]; then
 fi
 
 stop=0 failed=()
-trap 'stop=130' INT # a terminal sends it to the run as well
-# shellcheck disable=SC2046 # a number, or nothing between two runs
+declare -A going # the process of each run → its directory
+trap 'stop=130' INT # a terminal sends it to the runs as well
+# shellcheck disable=SC2046 # a number for each run, or nothing
 trap 'stop=143; kill -TERM $(jobs -p) 2>/dev/null' TERM
+
+# Waits until no more than so many runs go on, and notes how the others ended.
+settle() { # MOST
+  local child code
+  while [ ${#going[@]} -gt "$1" ]; do
+    wait -n # until a run ends, or a signal comes to this script
+    for child in "${!going[@]}"; do
+      kill -0 "$child" 2>/dev/null && continue
+      code=0
+      wait "$child" || code=$?
+      case $code in
+        0) ;;
+        130 | 143) stop=$code ;;
+        *) failed+=("${going[$child]} (exit code $code)") ;;
+      esac
+      unset "going[$child]"
+    done
+  done
+}
+
+if [ "$at_once" -gt 1 ]; then
+  printf -v share 0.%02d $((shared / at_once))
+  export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-$share}
+  logs=${folder%/}-logs
+  mkdir -p "$logs" || exit
+fi
 for ((number = 0; number < total && stop == 0; number++)); do
   choose "$number" "$@"
   command=("${BVIT_PYTHON:-python3}" -m bvit.main "${arguments[@]}")
@@ -89,20 +126,15 @@ for ((number = 0; number < total && stop == 0; number++)); do
     continue
   fi
   echo "run $((number + 1)) of $total: $workdir"
-  "${command[@]}" &
-  child=$!
-  code=0
-  wait "$child" || code=$?
-  while kill -0 "$child" 2>/dev/null; do # a signal to this script ended the wait, not the run
-    code=0
-    wait "$child" || code=$?
-  done
-  case $code in
-    0) ;;
-    130 | 143) stop=$code ;;
-    *) failed+=("$workdir (exit code $code)") ;;
-  esac
+  if [ "$at_once" -gt 1 ]; then
+    "${command[@]}" >"$logs/${workdir##*/}.txt" 2>&1 &
+  else
+    "${command[@]}" &
+  fi
+  going[$!]=$workdir
+  settle $((at_once - 1))
 done
+settle 0
 if [ "$stop" -ne 0 ]; then
   echo "sweep.sh: stopped; run the same command to go on." >&2
   exit "$stop"

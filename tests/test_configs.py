@@ -15,6 +15,7 @@ ON_PHOTOS = {
     "cnn_blur": ("", "model=googlenet,train=blur", "resnet50_dilated", "model=vgg11_bn"),
     "pretrained": (),  # needs weights
     "finetune": (),  # likewise, but below they are drawn
+    "vit_blur": (),  # likewise
     "deblur_or_not": (),  # likewise
 }
 
@@ -73,6 +74,19 @@ def test_fine_tuning_fits_together_but_for_the_weights(model, init_from, policie
         assert set(policies) < {policy.label for policy in experiment.policies}
     imagenet = importlib.import_module("configs.finetune").get_config(f"model={model}")
     assert imagenet.init_head and imagenet.data.name == "imagenet2012"
+
+
+@pytest.mark.parametrize("policy", ["keep", "cluster:0.5"])
+def test_fine_tuning_on_blur_tests_what_it_trains(policy):
+    config = importlib.import_module("configs.vit_blur").get_config(
+        f"train=blur,policy={policy},data=photos"
+    )
+    assert config.init_from == "hf:timm/deit_tiny_patch16_224.fb_in1k" and not config.init_head
+    config.init_from = ""
+    experiment = prepare(config)
+    assert [trained.label for trained in experiment.train_policies] == [policy]
+    assert config.train.condition == "blur" and experiment.total_steps > 0
+    assert {"keep", policy} <= {tested.label for tested in experiment.policies}
 
 
 def test_arguments_by_place_and_by_name():

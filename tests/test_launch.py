@@ -147,6 +147,28 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
     assert "2 of 4 runs failed" in err and "model=resnet18,seed=0 (exit code 2)" in err
 
 
+def test_a_sweep_runs_several_at_once_and_keeps_what_each_prints(tmp_path):
+    """Each run waits until the other has begun."""
+    stub = tmp_path / "python"
+    stub.write_text(
+        "#!/bin/bash\nmkdir -p begun && touch begun/${!#//\\//_}\n"
+        'for i in {1..100}; do [ "$(ls begun | wc -l)" -lt 2 ] || break; sleep 0.1; done\n'
+        'echo "$XLA_PYTHON_CLIENT_MEM_FRACTION $(ls begun | wc -l)"\n'
+    )
+    stub.chmod(0o755)
+    done = subprocess.run(
+        ["bash", LAUNCH / "sweep.sh", "--at-once=2", "runs", "seed=0 1", "--", "{seed}"],
+        cwd=tmp_path,
+        env=os.environ | {"BVIT_PYTHON": str(stub)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    for seed in (0, 1):
+        assert (tmp_path / "runs-logs" / f"seed={seed}.txt").read_text() == "0.45 2\n"
+
+
 @pytest.mark.parametrize("end", [130, 143])
 def test_a_run_that_was_asked_to_stop_stops_the_sweep(tmp_path, end):
     code, calls, err = sweep(tmp_path, *SWEEP, ends=f"1:{end}")
@@ -173,6 +195,7 @@ def test_sigterm_to_the_sweep_is_passed_on_to_the_run(tmp_path):
         (["runs", "seed=0", "--", "x"], "{seed} stands nowhere"),
         (["runs", "seed=0", "--", "{seed}{sede}"], "no values for {sede}"),
         (["--dryrun", "runs"], "no option --dryrun"),
+        (["--at-once=0", "runs"], "--at-once must be 1 to 45: got '0'"),
         (["--arguments=2", "runs", "seed=0 1", "--", "{seed}"], "runs 0 to 1: got '2'"),
     ],
 )

@@ -10,6 +10,9 @@ from bvit.tokens import agglomerate
 from bvit.tokens.joining import JoiningPolicy, join_clusters, sizes
 from bvit.tokens.policy import Attention, Tokens, ViTShape
 
+# Where the last stage would leave fewer of the patches, all stages begin earlier.
+LEAST = 0.1
+
 
 @dataclasses.dataclass(frozen=True)
 class Cluster(JoiningPolicy):
@@ -27,6 +30,18 @@ class Cluster(JoiningPolicy):
 
     name: ClassVar[str] = "cluster"
     fractions: ClassVar[tuple[float, ...]] = (4 / 12, 5 / 12, 6 / 12, 7 / 12, 9 / 12)
+
+    def blocks(self, vit: ViTShape) -> tuple[int, ...]:
+        """The blocks of the stages: for a small share of the operations, earlier ones."""
+        blocks = super().blocks(vit)
+        if self.at or not isinstance(self.budget, float):
+            return blocks
+        while blocks[0] > 1:
+            last = dataclasses.replace(self, at=blocks).left(vit)[blocks[-1]]
+            if last >= LEAST * vit.patches:
+                break
+            blocks = tuple(block - 1 for block in blocks)
+        return blocks
 
     def reads_weights(self, block: int, vit: ViTShape) -> bool:
         """In the blocks of its stages."""

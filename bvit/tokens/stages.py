@@ -70,7 +70,7 @@ class StagedPolicy(Policy):
                     "must fall from stage to stage."
                 )
             return dict(zip(blocks, each, strict=True))
-        last = resolve(self, range(1, vit.patches + 1), vit)
+        last = resolve(dataclasses.replace(self, at=blocks), range(1, vit.patches + 1), vit)
         return {
             block: max(last, round(vit.patches * (last / vit.patches) ** (i / len(blocks))))
             for i, block in enumerate(blocks, start=1)

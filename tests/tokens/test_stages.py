@@ -47,13 +47,24 @@ def test_a_share_falls_geometrically_in_the_blocks_of_the_class():
     assert 0.49 < operations(policy, vit) / operations(parse("keep"), vit) <= 0.5
 
 
+def test_stages_begin_earlier_so_that_a_tenth_of_the_patches_is_left():
+    vit = ViTShape((14, 14))
+    for text, first in (("cluster:0.5", 4), ("cluster:0.4", 3), ("cluster:0.33", 2)):
+        left = parse(text).left(vit)
+        assert tuple(left) == tuple(first + later for later in (0, 1, 2, 3, 5))
+        assert left[first + 5] >= 19.6
+    # What is typed stays.
+    assert tuple(parse("cluster:8").left(vit)) == (4, 5, 6, 7, 9)
+    assert tuple(parse("cluster:0.4@5+9").left(vit)) == (5, 9)
+
+
 def test_what_is_typed_is_what_each_stage_leaves():
     vit = ViTShape((14, 14))
     assert parse("cluster:0.4+0.15@5+9").left(vit) == {5: 78, 9: 29}
     assert parse("cluster:80+30@5+9").left(vit) == {5: 80, 9: 30}
     assert parse("cluster:49@2+4").left(vit) == {2: 98, 4: 49}
     assert parse("cluster:0.4+0.15@5+9").label == "cluster:0.4+0.15@5+9"
-    assert tuple(parse("cluster:0.5").left(VIT)) == (2, 3, 4)  # of six blocks
+    assert tuple(parse("cluster:12").left(VIT)) == (2, 3, 4)  # of six blocks
 
 
 @pytest.mark.parametrize(
