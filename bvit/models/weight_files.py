@@ -61,8 +61,10 @@ def _download(address: str) -> Path:
             f"downloading {address} needs huggingface_hub; install it (pip install "
             "huggingface_hub), or download the file yourself and give its path."
         ) from error
+    repository, file_name = f"{owner}/{name}", file[0] or HUB_FILE
     try:
-        return Path(huggingface_hub.hf_hub_download(f"{owner}/{name}", file[0] or HUB_FILE))
+        # Of no pinned revision: whatever is there is read without running code.
+        return Path(huggingface_hub.hf_hub_download(repository, file_name))
     # The errors of its HTTP library differ between versions.
     except Exception as error:
         raise ValueError(
