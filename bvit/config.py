@@ -219,10 +219,19 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
       ValueError: the file is damaged, or of something else.
     """
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:  # cut short, or no text
-        raise ValueError(f"{path} is damaged ({error}).") from error
+    found = read_json(path)
     if not isinstance(found, dict):
         raise ValueError(f"{path} is no config of bvit.")
     return found
+
+
+def read_json(path: Path) -> Any:
+    """The contents of a JSON file.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:  # cut short, no text, or nested without end
+        raise ValueError(f"{path} is damaged ({error}).") from error

@@ -4,7 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from bvit.evaluation.rows import align
 
@@ -12,6 +12,7 @@ Row = dict[str, Any]
 FORMATS = ("table", "csv", "jsonl")
 
 
+@runtime_checkable
 class Output(Protocol):
     """Prints rows."""
 

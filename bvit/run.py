@@ -130,10 +130,10 @@ class Run:
             raise ValueError(
                 f"{self.path} is not finished ({at}): run its command again until it is."
             )
+        results = config_lib.read_json(self.results_file)
         try:
-            results = json.loads(self.results_file.read_text())
             return results | {"rows": upgrade(results["rows"])}
-        except (ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise ValueError(f"{self.results_file} is damaged ({error!r}).") from error
 
     @functools.cached_property
@@ -151,7 +151,7 @@ class Run:
         """The names of the classes, in the order of the logits.
 
         Raises:
-          ValueError: the folder is no run, or the run has not written them.
+          ValueError: the folder is no run, or the run has not written them, or they are damaged.
         """
         path = self._config_file().with_name("classes.json")
         if not path.exists():
@@ -159,7 +159,10 @@ class Run:
                 f"{self.path} has no classes.json: write the names of the classes into that file, "
                 "a JSON list in the order of the labels."
             )
-        return tuple(json.loads(path.read_text()))
+        names = config_lib.read_json(path)
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise ValueError(f"{path} is damaged (it is no list of names).")
+        return tuple(names)
 
     @property
     def answers(self) -> Answers:
@@ -323,11 +326,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON lines of a file, [] without it; a line cut short by a kill is left out."""
+    """The JSON lines of a file, [] without it; damaged ones, as a kill leaves, are left out."""
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(text))
+    for text in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, RecursionError):
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
     return lines
 
 

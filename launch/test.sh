@@ -9,6 +9,7 @@ if [ $# -eq 0 ]; then
   ruff format --check .
   lint-imports --no-cache --no-logo
   mypy
+  bandit --configfile pyproject.toml --quiet --recursive bvit configs
 fi
 # A file of tests stays in one process, so that what its tests share is made once.
 exec python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile "$@"

@@ -4,6 +4,7 @@ import contextlib
 import os
 
 import beartype
+import hypothesis
 import jaxtyping
 import numpy as np
 import pytest
@@ -50,3 +51,25 @@ def raises_without_type_checks(*args, **kwargs):
 
 
 pytest.raises = raises_without_type_checks
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--fuzz-examples",
+        type=int,
+        metavar="N",
+        help="random inputs of each test in tests/fuzz, new ones each time; by default few, always "
+        "the same",
+    )
+
+
+def pytest_configure(config):
+    many = config.getoption("--fuzz-examples")
+    shared = {
+        "deadline": None,
+        "database": None,
+        "suppress_health_check": list(hypothesis.HealthCheck),
+    }
+    hypothesis.settings.register_profile("few", derandomize=True, **shared)
+    hypothesis.settings.register_profile("many", max_examples=many or 1, print_blob=True, **shared)
+    hypothesis.settings.load_profile("many" if many else "few")

@@ -174,13 +174,13 @@ def test_no_more_waits_than_is_allowed(tmp_path, monkeypatch):
         Image.fromarray(SHARP).save(path)
     sizes = []
     monkeypatch.setattr("bvit.survey.reading.PIXELS_AHEAD", 2 * 240 * 300)
-    monkeypatch.setattr("bvit.survey.reading._read", lambda path, size: sizes.append(path) or SHARP)
+    monkeypatch.setattr("bvit.survey.reading._read", lambda path: sizes.append(path) or SHARP)
     with read_pictures(paths, np.mean) as pictures:
         assert next(pictures)[2] == SHARP.mean()
         assert len(sizes) <= 3
         assert len(list(pictures)) == 5
     assert PIXELS_AHEAD >= 10**7
     monkeypatch.undo()
-    monkeypatch.setattr("bvit.survey.reading.MOST_PIXELS", 1000)
+    monkeypatch.setattr("bvit.data.decode.MOST_BYTES", 1000)
     with read_pictures(paths[:1], np.mean) as pictures:
         assert isinstance(next(pictures)[1], UnreadableImageError)

@@ -9,7 +9,9 @@ import functools
 import io
 import math
 import struct
+import warnings
 import zlib
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -24,6 +26,7 @@ ASPECT_RATIO = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_SIZE = slice(16, 24)  # where width and height are
 # What the pixels of a PNG follow from, animations left out; and its orientation. Others are colour
 # profiles and texts.
 PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"}
@@ -54,6 +57,14 @@ REDUCED_MARGIN = 2.0
 INTERPOLATIONS = ("bilinear", "bicubic")
 # An image that shrinks by more than this shrinks by a whole factor first.
 MAX_TRIANGLE = 3
+# What is decoded; other formats of Pillow and OpenCV are rare, and one of Pillow's runs PostScript.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "AVIF", "BMP", "PPM")
+# A file of a few kB can claim to be as large as memory. An image is refused if decoding it may take
+# more than so much, going by the bytes that a pixel takes in all buffers of the decoders (the most
+# of any path, measured on 25 million pixels).
+MOST_BYTES = 10**9
+BYTES_A_PIXEL = {"JPEG": 10, "WEBP": 25, "AVIF": 37}
+BYTES_A_PIXEL_OF_OTHERS = 15  # and of a JPEG in CMYK
 # Modes that Pillow's convert("RGB") takes to 0–255 without clipping; wider ones it would clip.
 PILLOW_8_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 
@@ -63,7 +74,7 @@ class UnreadableImageError(ValueError):
 
 
 def decode(data: bytes, *, reduction: int = 1) -> Pixels:
-    """Decodes an image of any common format to RGB.
+    """Decodes a JPEG, PNG, WebP, GIF, TIFF, AVIF, BMP or PPM image to RGB.
 
     Greyscale is repeated over three channels, CMYK and palettes are converted, 16 bits become 8, an
     alpha channel is dropped (as Pillow's `convert("RGB")` does), and a JPEG or PNG with an EXIF
@@ -79,10 +90,12 @@ def decode(data: bytes, *, reduction: int = 1) -> Pixels:
       The pixels, uint8 [h, w, 3], RGB.
 
     Raises:
-      UnreadableImageError: `data` holds no image, or only a part of one, which is never filled in.
+      UnreadableImageError: `data` holds no image, one of another format, or only a part of one,
+        which is never filled in; or so many pixels that decoding takes more than 1 GB.
     """
     if reduction not in REDUCED_FLAGS:
         raise ValueError(f"reduction must be one of {sorted(REDUCED_FLAGS)}: got {reduction}.")
+    _size(data)
     # Some OpenCV 4 releases fill in the rest of a JPEG that was cut short, without an error.
     if _is_jpeg(data) and not data.endswith(JPEG_END):
         return _decode_with_pillow(data, reduction)
@@ -92,7 +105,7 @@ def decode(data: bytes, *, reduction: int = 1) -> Pixels:
     plain = _plain_png(data) if data.startswith(PNG_START) else data
     if plain is None:
         return _decode_with_pillow(data, reduction)
-    _silence_opencv()
+    _silence()
     try:
         pixels = cv2.imdecode(np.frombuffer(plain, np.uint8), REDUCED_FLAGS[reduction])
     except cv2.error:  # of an empty file, or more pixels than OpenCV's limit
@@ -314,6 +327,7 @@ def decode_grey(data: bytes) -> UInt8[np.ndarray, "_height _width"]:
     Raises:
       UnreadableImageError: as for `decode`.
     """
+    _size(data)
     if _is_plain_jpeg(data):
         with contextlib.suppress(ValueError):
             return simplejpeg.decode_jpeg(data, "GRAY")[..., 0]
@@ -321,9 +335,10 @@ def decode_grey(data: bytes) -> UInt8[np.ndarray, "_height _width"]:
 
 
 @functools.cache
-def _silence_opencv() -> None:
-    """OpenCV would print why it rejects a file; here the error says it."""
+def _silence() -> None:
+    """OpenCV would print why it rejects a file, and Pillow its own limit; here an error says it."""
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    warnings.filterwarnings("ignore", module=r"PIL\b")
 
 
 def _plain_png(data: bytes) -> bytes | None:
@@ -356,33 +371,65 @@ def _is_plain_jpeg(data: bytes) -> bool:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """Upright height and width, from the header alone."""
+    """Upright height and width, from the header alone.
+
+    Raises:
+      UnreadableImageError: as `_size`.
+    """
+    height, width = _size(data)
     if _is_plain_jpeg(data):
-        with contextlib.suppress(ValueError):
-            return simplejpeg.decode_jpeg_header(data)[:2]
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-    except Exception as error:  # Pillow's parsers raise nearly anything on broken bytes
-        raise UnreadableImageError(_reason(error)) from error
+        return height, width
+    with _open(data) as image:
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
     return (width, height) if orientation >= FIRST_TRANSPOSED_ORIENTATION else (height, width)
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):  # its text holds an address in memory
-        return "not a readable image (of no known format)"
-    return f"not a readable image ({error})"
+def _size(data: bytes) -> tuple[int, int]:
+    """Height and width as they are stored, from the header alone.
+
+    Raises:
+      UnreadableImageError: the image is of none of `FORMATS`, or too large to be decoded.
+    """
+    form, size = "", None
+    if _is_jpeg(data):
+        with contextlib.suppress(ValueError):
+            *size, colours, _ = simplejpeg.decode_jpeg_header(data)
+            form = "" if colours in ("CMYK", "YCCK") else "JPEG"
+    elif data.startswith(PNG_START) and len(data) >= PNG_SIZE.stop:
+        # By Pillow, a wrong checksum of a colour profile would be an error.
+        size = struct.unpack(">II", data[PNG_SIZE])[::-1]
+    if size is None:
+        with _open(data) as image:
+            form, size = image.format, (image.height, image.width)
+    height, width = size
+    if height * width * BYTES_A_PIXEL.get(form, BYTES_A_PIXEL_OF_OTHERS) > MOST_BYTES:
+        raise UnreadableImageError(
+            f"{width}×{height} pixels, which is too large: decoding it would take more than "
+            f"{MOST_BYTES // 10**9} GB of memory"
+        )
+    return height, width
+
+
+@contextlib.contextmanager
+def _open(data: bytes) -> Iterator[Image.Image]:
+    """Opens an image with Pillow; what fails then is an UnreadableImageError."""
+    _silence()
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            yield image
+    except UnreadableImageError:
+        raise
+    except UnidentifiedImageError as error:  # its text holds an address in memory
+        raise UnreadableImageError("not a readable image (of no known format)") from error
+    except Exception as error:  # Pillow's parsers raise nearly anything on broken bytes
+        raise UnreadableImageError(f"not a readable image ({error})") from error
 
 
 def _decode_with_pillow(data: bytes, reduction: int) -> Pixels:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            mode = image.mode
-            if mode in PILLOW_8_BIT_MODES:
-                if reduction > 1:
-                    image.draft(None, (image.width // reduction, image.height // reduction))
-                return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except Exception as error:  # as above
-        raise UnreadableImageError(_reason(error)) from error
-    raise UnreadableImageError(f"pixels of Pillow's type {mode!r} are not supported")
+    with _open(data) as image:
+        if image.mode not in PILLOW_8_BIT_MODES:
+            raise UnreadableImageError(f"pixels of Pillow's type {image.mode!r} are not supported")
+        if reduction > 1:
+            image.draft(None, (image.width // reduction, image.height // reduction))
+        ImageOps.exif_transpose(image, in_place=True)
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))

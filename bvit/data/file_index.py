@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import os
 import time
-import zipfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int, UInt8
 
+from bvit import npz
 from bvit.outputs import whole
 
 # What OpenCV or Pillow reads, by extension.
@@ -168,14 +168,13 @@ def _cache_path(root: str) -> Path:
 def _load(cache: Path, root: str) -> FileIndex | None:
     """The cached list, if there is one and it still holds."""
     try:
-        with np.load(cache, allow_pickle=False) as file:
-            arrays = dict(file)
+        arrays = npz.read(cache)
         folders, times = arrays.pop("folders"), arrays.pop("times")
         class_names = tuple(arrays.pop("class_names").tolist())
         index = FileIndex(root=root, class_names=class_names, **arrays)
     except FileNotFoundError:
         return None
-    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, TypeError, ValueError, KeyError) as error:
         logging.warning("The list of images in %s is unusable (%s) and is made anew.", cache, error)
         return None
     return index if np.array_equal(_times(folders.tolist()), times) else None

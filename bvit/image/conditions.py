@@ -186,6 +186,8 @@ WITH_ARGUMENT: dict[str, Callable[[str], Condition]] = {
     "stored": _stored,
     **{kind: partial(_deblurred, kind=kind) for kind in DEBLURRING},
 }
+# Prefixes before a condition, with its own argument: more have no use.
+MOST_COLONS = 10
 # Prefixes that draw no random numbers themselves.
 DRAWLESS = ("stored", *DEBLURRING)
 
@@ -221,7 +223,13 @@ def parts(name: str) -> tuple[Condition, ...]:
     Raises:
       ValueError: for an unknown name; it suggests the nearest.
     """
-    return tuple(_part(part) for part in MIXTURES.get(name, name).split("+"))
+    mixed = MIXTURES.get(name, name).split("+")
+    for part in mixed:
+        if part.count(":") > MOST_COLONS:
+            raise ValueError(
+                f"a condition has at most {MOST_COLONS} colons: got {short(part)}; leave out some."
+            )
+    return tuple(map(_part, mixed))
 
 
 def _part(part: str) -> Condition:

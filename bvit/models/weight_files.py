@@ -6,12 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
+from bvit import npz
+
 HUB_PREFIX = "hf:"
 HUB_EXAMPLE = "hf:timm/resnet50.tv_in1k"
 HUB_FILE = "model.safetensors"
 
 # In older versions torch.load could run code in spite of weights_only (CVE-2025-32434).
 SAFE_TORCH = (2, 6)
+
+# Weights hardly compress: what claims to be so many times as large as its file is a trap.
+MOST_EXPANSION = 100
 
 # Names of the weights in checkpoints of training scripts.
 WEIGHT_ENTRIES = ("state_dict", "model")
@@ -56,8 +61,10 @@ def _download(address: str) -> Path:
             f"downloading {address} needs huggingface_hub; install it (pip install "
             "huggingface_hub), or download the file yourself and give its path."
         ) from error
+    repository, file_name = f"{owner}/{name}", file[0] or HUB_FILE
     try:
-        return Path(huggingface_hub.hf_hub_download(f"{owner}/{name}", file[0] or HUB_FILE))
+        # Of no pinned revision: whatever is there is read without running code.
+        return Path(huggingface_hub.hf_hub_download(repository, file_name))
     # The errors of its HTTP library differ between versions.
     except Exception as error:
         raise ValueError(
@@ -84,23 +91,32 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    import safetensors
     from safetensors.numpy import load_file
 
     try:
         return load_file(path)
-    except safetensors.SafetensorError as error:
+    except Exception as error:  # of types that NumPy lacks, too
         raise _broken(path, error) from error
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, EOFError) as error:
+        _check_expansion(path)
+        return npz.read(path)
+    except (ValueError, RuntimeError, zipfile.BadZipFile) as error:  # of another version, encrypted
         raise _broken(path, error) from error
-    except ValueError as error:
-        raise ValueError(f"{path} holds pickled objects, which are not read: {error}") from error
+
+
+def _check_expansion(path: Path) -> None:
+    """Raises a ValueError for an archive that claims to hold far more than weights compress by."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            _check_claim(path, sum(info.file_size for info in archive.infolist()))
+
+
+def _check_claim(path: Path, claimed: int) -> None:
+    if claimed > MOST_EXPANSION * path.stat().st_size:
+        raise ValueError(f"its {path.stat().st_size:,} bytes claim to hold {claimed:,}")
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -118,6 +134,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"{torch.__version__}; upgrade torch, or give a .safetensors file."
         )
     try:
+        _check_expansion(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     # UnpicklingError for a pickle of more than tensors, RuntimeError and others for broken files.
     except Exception as error:
@@ -132,7 +149,12 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"{path} must hold a state dict, names to tensors: got {type(content).__name__}; "
             "save it with torch.save(model.state_dict(), path)."
         )
-    return {name: _to_numpy(tensor) for name, tensor in content.items()}
+    try:
+        # A tensor may repeat one number as often as it likes.
+        _check_claim(path, sum(one.numel() * one.element_size() for one in content.values()))
+        return {str(name): _to_numpy(tensor) for name, tensor in content.items()}
+    except (TypeError, RuntimeError, ValueError) as error:  # sparse, quantised, without numbers
+        raise _broken(path, error) from error
 
 
 def _to_numpy(tensor) -> np.ndarray:
@@ -142,7 +164,7 @@ def _to_numpy(tensor) -> np.ndarray:
 
 def _broken(path: Path, error: Exception) -> ValueError:
     return ValueError(
-        f"{path} is truncated or not a {path.suffix} file: {error}; download it again."
+        f"{path} is truncated or not a {path.suffix} file of arrays: {error}; download it again."
     )
 
 

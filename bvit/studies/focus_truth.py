@@ -176,8 +176,7 @@ def noisy(rng: np.random.Generator, pixels: Pixels, deviation: float = NOISE) ->
 
 def compressed(pixels: Pixels, quality: int) -> Pixels:
     """Through JPEG and back."""
-    done, data = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    assert done
+    _, data = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     return decode(data.tobytes())
 
 

@@ -10,13 +10,11 @@ from typing import Any
 
 from PIL import Image
 
-from bvit.data.decode import Pixels, UnreadableImageError, decode
+from bvit.data.decode import FORMATS, Pixels, UnreadableImageError, decode
 
 # Pixels that wait: 24 million are 72 MB, and a dozen pictures of 2 megapixels. A larger picture
 # waits alone.
 PIXELS_AHEAD = 24_000_000
-# Larger pictures are refused: 600 MB of pixels.
-MOST_PIXELS = 200_000_000
 
 Picture = tuple[Path, Pixels | UnreadableImageError, Any]
 
@@ -51,7 +49,7 @@ def _in_order(paths, pool, then):
             size = pixel_count(path)
             if waiting and ahead + size > PIXELS_AHEAD:
                 break
-            waiting.append((pending.popleft(), size, pool.submit(_do, path, size, then)))
+            waiting.append((pending.popleft(), size, pool.submit(_do, path, then)))
             ahead += size
         path, size, future = waiting.popleft()
         ahead -= size
@@ -61,22 +59,18 @@ def _in_order(paths, pool, then):
 def pixel_count(path: Path) -> int:
     """Pixels of a picture, from its header alone; 0 if that can't be read."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return image.width * image.height
-    except Image.DecompressionBombError:
-        return MOST_PIXELS + 1
     except Exception:  # Pillow's parsers raise nearly anything; `decode` will say what is wrong
         return 0
 
 
-def _do(path, size, then):
-    pixels = _read(path, size)
+def _do(path, then):
+    pixels = _read(path)
     return pixels, None if isinstance(pixels, UnreadableImageError) else then(pixels)
 
 
-def _read(path: Path, size: int) -> Pixels | UnreadableImageError:
-    if size > MOST_PIXELS:
-        return UnreadableImageError(f"more than {MOST_PIXELS // 10**6} million pixels")
+def _read(path: Path) -> Pixels | UnreadableImageError:
     try:
         return decode(path.read_bytes())
     except UnreadableImageError as error:

@@ -1,8 +1,11 @@
 """Weight files: what is read, and what is refused with nothing executed."""
 
+import io
 import pickle
+import struct
 import sys
 import types
+import zipfile
 
 import jax.numpy as jnp
 import numpy as np
@@ -65,7 +68,7 @@ def test_a_truncated_file_is_refused(tmp_path, suffix, keep):
 def test_pickled_objects_in_an_npz_are_refused_and_nothing_runs(tmp_path):
     bomb = np.array([Bomb(tmp_path / "ran")], dtype=object)
     np.savez(tmp_path / "weights.npz", bomb=bomb)
-    with pytest.raises(ValueError, match="holds pickled objects, which are not read"):
+    with pytest.raises(ValueError, match="holds pickled objects, which could run code"):
         weight_files.read(tmp_path / "weights.npz")
     assert not (tmp_path / "ran").exists()
 
@@ -169,3 +172,41 @@ def test_without_a_network_it_says_how_to_go_on(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
     with pytest.raises(ValueError, match="could not download .*no route to host.*give its path"):
         weight_files.resolve("hf:timm/resnet50.tv_in1k")
+
+
+def npz(arrays):
+    """An archive of raw .npy contents."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in arrays.items():
+            archive.writestr(f"{name}.npy", content)
+    return file.getvalue()
+
+
+def npy(shape, content=b""):
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + content
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (npz({"a": npy((10**12,))}), "claims another size than it has"),
+        (npz({"a": npy((10**30,))}), "claims another size than it has"),
+        (npz({"a": npy((-1,), b"0000")}), "claims another size than it has"),
+        (npz({"a": npy((10**6,), bytes(4 * 10**6))}), "bytes claim to hold 4,000,0"),
+        (npz({"a": npy((99,), bytes(396))})[:60] + npz({"a": npy((99,), bytes(396))})[61:], ""),
+    ],
+    ids=["too large", "larger than integers", "negative", "bomb", "a byte is missing"],
+)
+def test_an_npz_that_claims_more_than_it_holds_is_refused(tmp_path, content, why):
+    (tmp_path / "weights.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=f"not a .npz file of arrays: .*{why}"):
+        weight_files.read(tmp_path / "weights.npz")
+
+
+def test_a_tensor_that_repeats_one_number_without_end_is_refused(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.ones(1, dtype=torch.float16).expand(10**12)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="claim to hold 2,000,000,000,000"):
+        weight_files.read(tmp_path / "w.pth")
