@@ -87,11 +87,15 @@ class Checkpoints:
           state: name of a part (`MODEL_PARTS` and others) → its arrays.
         """
         self.wait()
-        items: dict[str, dict[str, PyTree]] = {MODEL: {}, TRAINING: {}}
+        items: dict[str, dict[str, PyTree]] = {}
         for name, part in state.items():
-            items[MODEL if name in MODEL_PARTS else TRAINING][name] = part
+            items.setdefault(MODEL if name in MODEL_PARTS else TRAINING, {})[name] = part
         args = {item: ocp.args.PyTreeSave(parts) for item, parts in items.items()}
         with self._reported(step):
+            # Orbax would save nothing beside a later one, which is damaged: training did not start
+            # from it.
+            for later in (other for other in self.steps() if other >= step):
+                self._manager.delete(later)
             self._manager.save(step, args=ocp.args.Composite(**args))
         self._writing = step, self._background.submit(self._finish, step)
 

@@ -24,8 +24,12 @@ def default_config() -> ConfigDict:
     c.data = ConfigDict()
     c.data.name = "photos"  # photos (embedded), folder, or the name of a tfds set
     c.data.dir = ""  # folder: where the class folders are; tfds: the data directory
-    c.data.train_split = ""  # tfds: "" = train; e.g. train[:20%], the paper's share of ImageNet
+    # The split, or of tfds a part of one: "" = train; train[:20%] is the paper's share of ImageNet.
+    c.data.train_split = ""
     c.data.test_split = ""  # tfds: "" = validation, or test where there is no validation
+    # What is validated on, every eval.every_steps: a share of the training images ("0.1"), or the
+    # name of a split; "" = nothing. The run's model is then the best one found, not the newest.
+    c.data.valid = ""
     c.data.exclude = ""  # folder: a pattern of file names to leave out, as "copy_*"
     c.data.image_size = 64  # side of the picture that the model sees, in pixels
     c.data.resize = 0  # evaluation: short side before the centre crop; 0 = image_size × 256/224
@@ -73,6 +77,7 @@ def default_config() -> ConfigDict:
     # Train with every token in each such step too: a backward pass more.
     c.train.sandwich = False
     c.train.skip_nonfinite = 0  # non-finite updates in a row that are skipped before stopping
+    c.train.patience = 0  # validations without a better one after which training stops; 0 = never
 
     c.optimizer = ConfigDict()
     c.optimizer.name = "adamw"  # adamw or sgd
@@ -92,7 +97,9 @@ def default_config() -> ConfigDict:
     # Which tokens the model computes, as tokens.policy; several separated by commas.
     c.eval.policies = "keep,zero"
     c.eval.batch_size = 64
-    c.eval.every_steps = 0  # evaluate while training, on the curves; 0 = only at the end
+    # Evaluate while training, for the curves: on the validation images, or without them on the test
+    # images; 0 = only at the end.
+    c.eval.every_steps = 0
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every_steps = 200
@@ -126,6 +133,15 @@ RESUME_MAY_CHANGE = (
 )
 
 
+# What gives a training its length: a run may be made longer where its learning rates allow it.
+LENGTH = (
+    "train.steps",
+    "train.epochs",
+    "optimizer.warmup",
+    "optimizer.boundaries",
+)
+
+
 def parse_arguments(text: str, **defaults: str) -> dict[str, str]:
     """Reads the part of `--config=file.py:arguments` behind the colon.
 
@@ -154,6 +170,14 @@ def parse_arguments(text: str, **defaults: str) -> dict[str, str]:
 def words(text: str) -> tuple[str, ...]:
     """Reads a list of names, "a,b"; brackets and quotes around them, as in Python, may stay."""
     return tuple(word for item in text.split(",") if (word := item.strip(" ()[]'\"")))
+
+
+def valid_share(text: str) -> float | None:
+    """The share of the training images that `data.valid` names; None if it names a split."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:

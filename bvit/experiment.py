@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from bvit import config as config_lib
 from bvit import data, rules, sharding
-from bvit.data.subset import Subset
+from bvit.data.subset import Subset, hold_out
 from bvit.evaluation.baseline import histogram_nearest_neighbour
 from bvit.evaluation.evaluator import Evaluator
 from bvit.image import conditions
@@ -36,6 +36,7 @@ class Experiment:
       config: the settings.
       mesh: the devices.
       train_source: images to train on; None where nothing is trained.
+      valid_source: images to validate on while training; None for no validation.
       test_source: images to evaluate on.
       model: the classifier.
       train_policies: the token policies of training; each step draws one of them.
@@ -50,6 +51,7 @@ class Experiment:
     config: ConfigDict
     mesh: Mesh
     train_source: data.Source | None
+    valid_source: data.Source | None
     test_source: data.Source
     model: nn.Module
     train_policies: tuple[Policy, ...]
@@ -79,14 +81,16 @@ def prepare(config: ConfigDict) -> Experiment:
 
 def assemble(
     config: ConfigDict,
-    open_sources: Callable[[ConfigDict], tuple[data.Source | None, data.Source]],
+    open_sources: Callable[
+        [ConfigDict], tuple[data.Source | None, data.Source | None, data.Source]
+    ],
     devices: list | None = None,
 ) -> Experiment:
     """Builds the pieces of a run as `prepare` does, but not the weights to start from.
 
     Args:
       config: the settings.
-      open_sources: gives the images to train on and those to test on.
+      open_sources: gives the images to train on, to validate on and to test on.
       devices: of the mesh; by default all that there are.
 
     Raises:
@@ -106,7 +110,7 @@ def assemble(
             "train.mixup mixes images in pairs: each device needs an even share of "
             f"train.batch_size={c.train.batch_size}, got {sharding.batch_shares(mesh)} devices."
         )
-    train_source, test_source = open_sources(c)
+    train_source, valid_source, test_source = open_sources(c)
     model = build_model(c, test_source.num_classes)
     names = conditions.expand(config_lib.words(c.eval.conditions))
     for name in (c.train.condition, *names):
@@ -123,6 +127,7 @@ def assemble(
         config=c,
         mesh=mesh,
         train_source=train_source,
+        valid_source=valid_source,
         test_source=test_source,
         model=model,
         train_policies=train_policies,
@@ -159,8 +164,8 @@ def _check_profile(steps: Sequence[int], total_steps: int) -> None:
         )
 
 
-def _sources(c: ConfigDict) -> tuple[data.Source | None, data.Source]:
-    """Images to train on, None where nothing is trained; and images to test on."""
+def _sources(c: ConfigDict) -> tuple[data.Source | None, data.Source | None, data.Source]:
+    """Images to train on, to validate on and to test on; None where that is not done."""
     options = {
         "dir": Path(c.data.dir) if c.data.dir else None,
         "seed": c.seed,
@@ -169,9 +174,26 @@ def _sources(c: ConfigDict) -> tuple[data.Source | None, data.Source]:
     }
     test = data.open_source(c.data.name, split="test", split_name=c.data.test_split, **options)
     if c.train.steps == 0:
-        return None, test
+        return None, None, test
     train = data.open_source(c.data.name, split="train", split_name=c.data.train_split, **options)
-    return train, test
+    if not c.data.valid:
+        if c.train.patience:
+            raise ValueError("train.patience counts validations: set data.valid too, as 0.1.")
+        return train, None, test
+    if not c.eval.every_steps:
+        raise ValueError("data.valid is validated on every eval.every_steps: set that above 0.")
+    if share := config_lib.valid_share(c.data.valid):
+        return *hold_out(train, share), test
+    valid = data.open_source(c.data.name, split="test", split_name=c.data.valid, **options)
+    for name, other in (("train", train), ("test", test)):
+        if data.have_common_records(valid, other):
+            raise ValueError(
+                f"data.valid={c.data.valid} holds images that the run {name}s on: choose another "
+                f"data.valid, or data.{name}_split."
+            )
+    if valid.class_names != test.class_names:
+        raise ValueError(f"data.valid={c.data.valid} must have the classes of the test images.")
+    return train, valid, test
 
 
 def _total_steps(c: ConfigDict, num_images: int) -> int:
@@ -210,6 +232,21 @@ def _optimizer(
     return schedule, optimizer if total_steps else optax.identity()
 
 
+def goes_on(experiment: Experiment, shorter: ConfigDict) -> bool:
+    """Whether a training is a shorter one that goes on: none of its learning rates changes.
+
+    Args:
+      experiment: the longer training.
+      shorter: the config of the other one, which differs in `bvit.config.LENGTH` alone.
+    """
+    steps = _total_steps(shorter, len(experiment.train_source or ()))
+    schedule, _ = _optimizer(shorter, steps)
+    counts = np.arange(steps)
+    return 0 < steps < experiment.total_steps and np.array_equal(
+        *(np.broadcast_to(one(counts), steps) for one in (schedule, experiment.schedule))
+    )
+
+
 def train_batches(experiment: Experiment, start_step: int) -> data.Batches:
     """This process's rows of the batch of each step, from `start_step` (counted from 0) on."""
     c = experiment.config
@@ -228,10 +265,10 @@ def train_batches(experiment: Experiment, start_step: int) -> data.Batches:
     )
 
 
-def test_batches(experiment: Experiment) -> data.Batches:
-    """This process's rows of the test set, in batches padded to one size."""
+def test_batches(experiment: Experiment, source: data.Source) -> data.Batches:
+    """This process's rows of a test or validation set, in batches padded to one size."""
     rows = sharding.local_rows(experiment.config.eval.batch_size, experiment.mesh)
-    return _eval_batches(experiment, experiment.test_source, rows=rows)
+    return _eval_batches(experiment, source, rows=rows)
 
 
 def _eval_batches(experiment: Experiment, source: data.Source, **options: Any) -> data.Batches:
@@ -282,13 +319,32 @@ def _read_all(experiment: Experiment, source: data.Source) -> tuple[np.ndarray, 
 
 def make_evaluator(experiment: Experiment) -> Evaluator:
     """The run's evaluator, over its test set."""
+    return _evaluator(
+        experiment, experiment.test_source, experiment.conditions, experiment.policies
+    )
+
+
+def make_validator(experiment: Experiment) -> Evaluator | None:
+    """An evaluator of the validation set, on what the run trains on; None without such a set."""
+    if experiment.valid_source is None:
+        return None
+    conditions = (experiment.config.train.condition,)
+    return _evaluator(experiment, experiment.valid_source, conditions, experiment.train_policies)
+
+
+def _evaluator(
+    experiment: Experiment,
+    source: data.Source,
+    conditions: Sequence[str],
+    policies: Sequence[Policy],
+) -> Evaluator:
     c = experiment.config
     return Evaluator(
         experiment.model,
-        lambda: test_batches(experiment),
-        conditions=experiment.conditions,
-        policies=experiment.policies,
-        num_images=len(experiment.test_source),
+        lambda: test_batches(experiment, source),
+        conditions=conditions,
+        policies=policies,
+        num_images=len(source),
         image_size=c.data.image_size,
         mean=tuple(c.data.mean),
         std=tuple(c.data.std),

@@ -28,7 +28,7 @@ from safetensors.numpy import load_file, save
 from bvit import outputs
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.classify import classify
-from bvit.run import Run
+from bvit.run import BEST, CHECKPOINTS, Run
 from bvit.tokens import Policy
 
 PROGRAM, PARAMETERS, ABOUT = "model.stablehlo", "parameters.safetensors", "about.json"
@@ -56,10 +56,16 @@ def main(arguments: Sequence[str]) -> None:
         help="what becomes of blurry patches, as in bvit.predict; by default what the run trained "
         "with",
     )
+    parser.add_argument(
+        "--checkpoint",
+        choices=CHECKPOINTS,
+        default=BEST,
+        help="best: on the validation images, if the run has any; or newest",
+    )
     options = parser.parse_args(arguments)
     try:
         check_folder(options.to)
-        run = Run(options.run).load()
+        run = Run(options.run).load(checkpoint=options.checkpoint)
         difference = export(run, run.policy(options.policy), options.to)
     except (ValueError, OSError) as error:
         fail(str(error), EXIT_BAD_INPUT)

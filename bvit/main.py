@@ -1,6 +1,7 @@
 """Trains and evaluates one experiment: python -m bvit.main --config=configs/vit_mask.py."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from bvit import config_flag, distributed
 from bvit.arguments import EXIT_BAD_INPUT
 from bvit.checkpoint import CheckpointError, CheckpointWriteError
 from bvit.data import UnreadableImageError
-from bvit.experiment import prepare
+from bvit.experiment import goes_on, prepare
 from bvit.interrupt import Interrupted, SignalWatch, leave
 from bvit.run import Run
 from bvit.training.feed import DataWorkerError
@@ -45,7 +46,11 @@ def _main(signals: SignalWatch) -> None:
         with distributed.together():
             experiment = prepare(config_flag.CONFIG.value)
             workdir = Path(WORKDIR.value or _default_workdir())
-            run = Run.begin(workdir, config_lib.to_dict(config_flag.CONFIG.value))
+            run = Run.begin(
+                workdir,
+                config_lib.to_dict(config_flag.CONFIG.value),
+                goes_on=functools.partial(goes_on, experiment),
+            )
     with (
         contextlib.closing(run),
         _common_errors(EXIT_BAD_INPUT, CheckpointError),

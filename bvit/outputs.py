@@ -35,6 +35,8 @@ METADATA = {
     "eps": "Creator",
 }
 DEFAULT_FORMAT = "png"
+# Text stays text that can be searched and edited in a PDF, as publishers want.
+PDF_TEXT = {"pdf.fonttype": 42}
 # What the drawings are called that bvit.predict and bvit.focus make of pictures.
 OVERLAY, FOCUS_MAP = ".overlay.png", ".focus.png"
 
@@ -131,11 +133,14 @@ def write_figure(path: Path, figure: "Figure", dpi: int) -> None:
     Raises:
       ValueError: as `write`, or there is no such format.
     """
+    import matplotlib  # here, since most commands draw nothing with it
+
     path = path if path.suffix else path.with_suffix(f".{DEFAULT_FORMAT}")
     form = path.suffix[1:].lower()
     metadata = {METADATA[form]: MARK} if form in METADATA else None
     drawn = io.BytesIO()
-    figure.savefig(drawn, format=form, dpi=dpi, metadata=metadata)
+    with matplotlib.rc_context(PDF_TEXT):
+        figure.savefig(drawn, format=form, dpi=dpi, metadata=metadata)
     write(path, drawn.getvalue())
 
 

@@ -194,7 +194,9 @@ def outline(config: ConfigDict, classes: int, devices: list) -> Experiment:
       ValueError: settings are wrong or do not fit together.
     """
     images = Unread(classes)
-    return assemble(config, lambda c: (images if c.train.steps != 0 else None, images), devices)
+    return assemble(
+        config, lambda c: (images if c.train.steps != 0 else None, None, images), devices
+    )
 
 
 def make_plans(experiment: Experiment) -> Iterator[Plan]:

@@ -28,7 +28,7 @@ from bvit.evaluation.rows import NOTHING
 from bvit.outputs import OVERLAY, Drawings
 from bvit.printing import FORMATS, Row, make_output
 from bvit.report.overlays import draw
-from bvit.run import Run
+from bvit.run import BEST, CHECKPOINTS, Run
 from bvit.tokens import Policy
 
 TOP = 5
@@ -51,6 +51,12 @@ def _parser() -> Parser:
         metavar="NAME[:BUDGET]",
         help="which tokens are computed: keep, cluster:0.5, drop:98, ...; by default those that "
         "the run trained with",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        choices=CHECKPOINTS,
+        default=BEST,
+        help="best: on the validation images, if the run has any; or newest",
     )
     parser.add_argument("--format", choices=FORMATS, default="table", help="of the results")
     parser.add_argument(
@@ -78,7 +84,7 @@ def predict(options: argparse.Namespace) -> tuple[dict[str, str], int]:
     paths, failures = list_images(options.pictures, sys.stdin)
     if not (paths or failures):
         raise ValueError("standard input names no picture: write one name on each line.")
-    run = Run(options.run).load()
+    run = Run(options.run).load(checkpoint=options.checkpoint)
     c = run.config
     policy = run.policy(options.policy)
     predictor = Predictor(

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bvit.config import words
+from bvit.config import valid_share, words
 from bvit.data.decode import INTERPOLATIONS
 from bvit.image.checks import short
 from bvit.image.color import MAX_STRENGTHS
@@ -130,6 +130,13 @@ def _are_steps(value: Any) -> bool:
     return len(value) == 0 or (len(value) == 2 and 1 <= value[0] <= value[1])
 
 
+def _is_valid_split(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    found = valid_share(value)
+    return found is None or 0 < found < 1
+
+
 TEXT = Rule("text", lambda value: isinstance(value, str))
 NAME = Rule("a name", lambda value: isinstance(value, str) and bool(value.strip()))
 FLAG = Rule("True or False", lambda value: isinstance(value, bool))
@@ -146,6 +153,11 @@ RULES: Mapping[str, Rule] = {
     "data.dir": TEXT,
     "data.train_split": TEXT,
     "data.test_split": TEXT,
+    "data.valid": Rule(
+        'a share of the training images above 0 and below 1, as "0.1", the name of a split, or "" '
+        "(off)",
+        _is_valid_split,
+    ),
     "data.exclude": TEXT,
     "data.image_size": whole(LEAST_SIDE, MOST_SIDE),
     "data.resize": whole(0, 2 * MOST_SIDE, note=" (0: 256/224 of data.image_size)"),
@@ -179,6 +191,7 @@ RULES: Mapping[str, Rule] = {
     "train.distill_temperature": above(0),
     "train.sandwich": FLAG,
     "train.skip_nonfinite": whole(0),
+    "train.patience": whole(0, note=" (0: off)"),
     "optimizer.name": choice("adamw", "sgd"),
     "optimizer.schedule": choice("cosine", "steps", "constant"),
     "optimizer.learning_rate": number(0),

@@ -1,16 +1,16 @@
 """A run directory: the one place that knows what it holds, and that reads and writes it.
 
 config.json        the settings             checkpoints/       a folder for each step, with seals
+best/              the best on validation   events.out.*       the curves and figures in TensorBoard
 metrics.jsonl      a line per logged step   evaluations.jsonl  a line per evaluation
 results.json       the final table          answers.npz        the true class's rank for each image
 classes.json       names of the classes     figures/           plots and images
-tensorboard/       the curves and figures in TensorBoard
 """
 
 import contextlib
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,14 @@ from bvit.tokens import Policy, parse
 
 METRICS, EVALUATIONS, ANSWERS = "metrics.jsonl", "evaluations.jsonl", "answers.npz"
 LOCK = ".lock"
+# Which checkpoint of a run is loaded.
+BEST, NEWEST = CHECKPOINTS = ("best", "newest")
 # What `Run.begin` leaves if it ends half-way.
 BEGUN = {LOCK, "figures"}
+LENGTH_HINT = (
+    "A run can go on for longer where the learning rates of its steps stay the same: with "
+    "optimizer.schedule=constant, and the same number of steps of warm-up. "
+)
 # Differences between configs that an error lists.
 MOST_SHOWN = 10
 
@@ -49,7 +55,8 @@ class Run:
     Attributes:
       path: the directory.
       name: the last part of the path.
-      checkpoints: folder of the checkpoints.
+      checkpoints: folder of the newest checkpoints.
+      best: folder of the checkpoint that validated best; only runs with `data.valid` have it.
       figures: folder of the plots.
       results_file: the final table; it exists once the run is finished.
       step: the step that `variables` are from; None before `load`.
@@ -59,14 +66,21 @@ class Run:
     def __init__(self, path: Path) -> None:
         """Names a run directory; reads nothing yet."""
         self.path, self.name = path, path.name
-        self.checkpoints, self.figures = path / "checkpoints", path / "figures"
+        self.checkpoints, self.best = path / "checkpoints", path / "best"
+        self.figures = path / "figures"
         self.results_file = path / "results.json"
         self.step: int | None = None
         self.variables: PyTree | None = None
         self._lock: RunLock | None = None
 
     @classmethod
-    def begin(cls, path: Path, config: Mapping[str, Any]) -> "Run":
+    def begin(
+        cls,
+        path: Path,
+        config: Mapping[str, Any],
+        *,
+        goes_on: Callable[[ConfigDict], bool] = lambda saved: False,
+    ) -> "Run":
         """Opens the directory of a new or an interrupted run, to work in it until `close`.
 
         In a job of several processes, the first one does this for all.
@@ -74,6 +88,8 @@ class Run:
         Args:
           path: an existing run of the same config, or a new or empty folder.
           config: as plain values.
+          goes_on: says of the saved config of a run that differs in its length alone
+            (`config.LENGTH`) whether this one goes on where it ends.
 
         Raises:
           ValueError: the folder holds a run of another config, or something that is no run, or
@@ -82,7 +98,7 @@ class Run:
         run = cls(path)
         if distributed.is_main():
             try:
-                _check_ours(path, config)
+                _check_ours(path, config, goes_on)
                 path.mkdir(parents=True, exist_ok=True)
                 run._lock = RunLock(path / LOCK)
                 run.figures.mkdir(exist_ok=True)
@@ -136,6 +152,13 @@ class Run:
         except (KeyError, TypeError) as error:
             raise ValueError(f"{self.results_file} is damaged ({error!r}).") from error
 
+    def is_finished(self, config: Mapping[str, Any]) -> bool:
+        """Whether the results are there, and of a training of this length."""
+        if not self.results_file.exists():
+            return False
+        changed = config_lib.differences(self.results["config"], config)
+        return not changed.keys() & set(config_lib.LENGTH)
+
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
         """The config of a finished run with dotted keys, over today's defaults."""
@@ -145,6 +168,11 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
         return read_lines(self.path / METRICS)
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The lines of evaluations.jsonl."""
+        return read_lines(self.path / EVALUATIONS)
 
     @functools.cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -206,14 +234,16 @@ class Run:
         text = text or config_lib.words(self.config.tokens.policy)[0]
         return build_policy(self.config, self.model, text)
 
-    def load(self, mesh: Mesh | None = None) -> "Run":
-        """Loads the model to use it, from the newest undamaged checkpoint.
+    def load(self, mesh: Mesh | None = None, *, checkpoint: str = BEST) -> "Run":
+        """Loads the model to use it.
 
         The run may have been trained on any devices. Neither its data nor its optimizer is built.
 
         Args:
           mesh: where the variables are placed, by the rules of `bvit.sharding`; by default, on the
             first device.
+          checkpoint: "best", the one that validated best, or in a run without validation the newest
+            undamaged one; or "newest".
 
         Returns:
           The run itself, with `step` and `variables`.
@@ -222,10 +252,10 @@ class Run:
           ValueError: the folder is no run, has no checkpoint yet, or only damaged ones.
         """
         mesh = mesh or sharding.make_mesh(devices=jax.local_devices()[:1])
-        self.step, self.variables = self.restore(mesh)
+        self.step, self.variables = self.restore(mesh, checkpoint=checkpoint)
         return self
 
-    def restore(self, mesh: Mesh | None) -> tuple[int, PyTree]:
+    def restore(self, mesh: Mesh | None, *, checkpoint: str = BEST) -> tuple[int, PyTree]:
         """The step and the variables that `load` loads; without a mesh, as NumPy arrays."""
         c = self.config
         if c.train.steps == 0:  # a run that only evaluated its initial weights
@@ -238,15 +268,14 @@ class Run:
         like = dict(jax.eval_shape(init, jax.random.key(0), images))
         if mesh:
             like = sharding.abstract(like, mesh)
-        restored = None
-        if self.checkpoints.is_dir():
-            with contextlib.closing(Checkpoints(self.checkpoints)) as checkpoints:
-                restored = checkpoints.restore_variables(like)
-        if restored is None:
-            raise ValueError(
-                f"{self.path} has no checkpoint yet: run its command until it has saved one."
-            )
-        return restored
+        for folder in [self.best, self.checkpoints][checkpoint == NEWEST :]:
+            if folder.is_dir():
+                with contextlib.closing(Checkpoints(folder)) as checkpoints:
+                    if restored := checkpoints.restore_variables(like):
+                        return restored
+        raise ValueError(
+            f"{self.path} has no checkpoint yet: run its command until it has saved one."
+        )
 
 
 def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
@@ -336,7 +365,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _check_ours(path: Path, config: Mapping[str, Any]) -> None:
+def _check_ours(
+    path: Path, config: Mapping[str, Any], goes_on: Callable[[ConfigDict], bool]
+) -> None:
     if path.exists() and not path.is_dir():
         raise ValueError(
             f"--workdir must be a run directory or a new folder: {path} is a file; choose another "
@@ -354,10 +385,12 @@ def _check_ours(path: Path, config: Mapping[str, Any]) -> None:
             )
         return
     changed = config_lib.differences(config_lib.read(saved), config)
-    if changed:
+    of_length = changed.keys() <= set(config_lib.LENGTH)
+    if changed and not (of_length and goes_on(config_lib.load(saved))):
+        hint = LENGTH_HINT if of_length else ""
         listed = [f"{key} was {a!r}, now {b!r}" for key, (a, b) in changed.items()][:MOST_SHOWN]
         listed += [f"and {len(changed) - MOST_SHOWN} more"] if len(changed) > MOST_SHOWN else []
         raise ValueError(
-            f"{path} holds a run of another config: {'; '.join(listed)}. "
+            f"{path} holds a run of another config: {'; '.join(listed)}. {hint}"
             "Choose another --workdir, or delete that run to start again."
         )

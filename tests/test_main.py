@@ -105,8 +105,8 @@ def test_a_run_prints_what_it_is_and_where_everything_lies(finished):
     for name in ("config.json", "metrics.jsonl", "results.json", "figures/accuracy.png"):
         assert (workdir / name).stat().st_size > 0
     assert (workdir / "checkpoints" / str(STEPS)).is_dir()
-    assert list((workdir / "tensorboard").glob("events*"))
-    assert list((workdir / "tensorboard").glob("plugins/profile/*/*.xplane.pb"))
+    assert list(workdir.glob("events*"))
+    assert list(workdir.glob("plugins/profile/*/*.xplane.pb"))
     assert not list(workdir.rglob("*.partial"))
 
 

@@ -71,7 +71,11 @@ def test_two_processes_do_not_share_a_run(tmp_path):
 
 
 def outcomes(index, ranks):
-    return [EvalResult(name, policy, index, rank) for (name, policy), rank in ranks.items()]
+    label = index % 7
+    return [
+        EvalResult(name, policy, index, rank, label, np.where(rank, 7, label), index, index)
+        for (name, policy), rank in ranks.items()
+    ]
 
 
 def test_ranks_come_back_under_condition_and_policy(tmp_path):
@@ -87,10 +91,13 @@ def test_ranks_come_back_under_condition_and_policy(tmp_path):
     assert list(found.ranks) == [(name, policy.label) for name, policy in ranks]
     for (name, policy), rank in ranks.items():
         np.testing.assert_array_equal(found.ranks[name, policy.label], rank)
+        right = found.predicted[name, policy.label] == found.label
+        np.testing.assert_array_equal(right, rank == 0)
+    np.testing.assert_array_equal(found.label, index % 7)
     assert [path.name for path in tmp_path.iterdir()] == ["answers.npz"]
 
 
-def test_imagenet_takes_at_most_two_bytes_for_each_answer(tmp_path):
+def test_imagenet_takes_few_bytes_for_each_answer(tmp_path):
     images, classes = IMAGENET
     rng = np.random.default_rng(0)
     ranks = {
@@ -99,10 +106,10 @@ def test_imagenet_takes_at_most_two_bytes_for_each_answer(tmp_path):
         for policy in (KEEP, MERGE)
     }
     Run(tmp_path).write_answers(outcomes(np.arange(images), ranks))
-    assert (tmp_path / "answers.npz").stat().st_size < 2 * images * (1 + len(ranks))
+    assert (tmp_path / "answers.npz").stat().st_size < images * (2 + 3 * len(ranks))
     few = outcomes(np.arange(images), {("sharp", KEEP): rng.integers(0, 256, images)})
     Run(tmp_path).write_answers(few)
-    assert (tmp_path / "answers.npz").stat().st_size < (1 + 2) * images
+    assert (tmp_path / "answers.npz").stat().st_size < (2 + 2) * images
 
 
 def test_answers_are_written_whole_or_not_at_all(tmp_path, monkeypatch):

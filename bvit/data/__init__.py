@@ -2,7 +2,7 @@
 
 from bvit.data.decode import UnreadableImageError
 from bvit.data.pipeline import Batch, Batches, eval_batches, train_batches
-from bvit.data.sources import Source, open_source
+from bvit.data.sources import Source, have_common_records, open_source
 
 __all__ = [
     "Batch",
@@ -10,6 +10,7 @@ __all__ = [
     "Source",
     "UnreadableImageError",
     "eval_batches",
+    "have_common_records",
     "open_source",
     "train_batches",
 ]

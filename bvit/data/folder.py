@@ -31,12 +31,16 @@ class FolderSource:
       num_classes: how many there are.
     """
 
-    def __init__(self, split: str, *, dir: str | os.PathLike[str], exclude: str = "") -> None:
+    def __init__(
+        self, split: str, *, dir: str | os.PathLike[str], name: str = "", exclude: str = ""
+    ) -> None:
         """Lists the images, from a cache if nothing has changed; reads none.
 
         Args:
           split: "train" or "test".
           dir: the folder.
+          name: of the folder in it that holds the split; "" is train, or the first of val,
+            validation and test.
           exclude: a pattern of file names to leave out, as "copy_*"; "" leaves out none. A class
             of which nothing is left stays a class.
 
@@ -49,7 +53,7 @@ class FolderSource:
         root = os.path.abspath(dir)
         if not os.path.isdir(root):
             raise ValueError(f"data.dir must be a folder of images: there is no folder {root!r}.")
-        parts = _parts(root, split)
+        parts = _parts(root, split, name)
         self._index = index_files(parts.get(split, root))
         self._rows = _hashed_rows(self._index, split) if not parts else None
         if exclude:
@@ -84,15 +88,25 @@ class FolderSource:
         """The path of image `index`."""
         return self._index.path(self._row(index))
 
+    def record_key(self, index: int) -> str:
+        """CLASS/NAME of image `index`."""
+        return os.fsdecode(self._index.relative_path(self._row(index)))
+
     def _row(self, index: int) -> int:
         return index if self._rows is None else int(self._rows[index])
 
 
-def _parts(root: str, split: str) -> dict[str, str]:
+def _parts(root: str, split: str, name: str) -> dict[str, str]:
     """Split → folder; empty if one folder is to be divided. To test, `val` alone is enough."""
-    train = os.path.join(root, TRAIN_FOLDER)
-    tests = [os.path.join(root, name) for name in TEST_FOLDERS]
+    names = {"train": (TRAIN_FOLDER,), "test": TEST_FOLDERS} | ({split: (name,)} if name else {})
+    train = os.path.join(root, *names["train"])
+    tests = [os.path.join(root, one) for one in names["test"]]
     tests = [path for path in tests if os.path.isdir(path)]
+    if name and not os.path.isdir(os.path.join(root, name)):
+        raise ValueError(
+            f"there is no folder {name!r} in {root!r}: data.train_split, data.valid and "
+            "data.test_split name folders in data.dir; correct the name, or leave it out."
+        )
     if not os.path.isdir(train) and not tests:
         return {}
     if split == "test" and tests and not os.path.isdir(train):

@@ -122,6 +122,10 @@ class Photos:
         """The name of record `index` in messages."""
         return f"photos: crop {index} of {self.class_names[index % self.num_classes]}"
 
+    def record_key(self, index: int) -> str:
+        """The number of the record."""
+        return str(index)
+
 
 @functools.lru_cache(maxsize=len(FILES))
 def read_photograph(label: int) -> UInt8[np.ndarray, "h w"]:

@@ -7,7 +7,7 @@ from bvit.data.folder import FolderSource
 from bvit.data.photos import Photos
 from bvit.data.tfds import TfdsSource
 
-# Names of whole splits, for sources that have no parts of splits.
+# Names of the splits of the photographs, which have no parts.
 WHOLE_SPLITS = ("", "train", "val", "validation", "test")
 # The splits of a tfds set. If it has both test splits, the labels of "test" are mostly secret.
 TFDS_SPLITS = {"train": ("train",), "test": ("validation", "test")}
@@ -29,6 +29,9 @@ class Source(Protocol):
     def record_name(self, index: int) -> str:
         """Its name in messages: its path, if it has one."""
 
+    def record_key(self, index: int) -> str:
+        """What identifies it wherever the data lie: its path below their folder, or its number."""
+
 
 def open_source(
     name: str,
@@ -47,9 +50,9 @@ def open_source(
         `bvit.data.folder`), or the name of a tfds set, such as "imagenet2012".
       split: "train" or "test".
       dir: folder: where the class folders are; tfds: its data directory, None for its default.
-      split_name: tfds: the split or the part of one to use, such as "train[:20%]"; "" is train, or
-        validation, or test if there is no validation. The other sources have no parts of splits and
-        take only the name of a whole split, or "".
+      split_name: tfds: the split or the part of one to use, such as "train[:20%]"; folder: the
+        folder below `dir`. "" is train, or the validation set, or the test set if there is no
+        validation set. The photographs take only the name of a whole split, or "".
       image_size: photos: side of the square that the model sees, in pixels.
       seed: photos: of the training crops.
       exclude: folder: a pattern of file names to leave out.
@@ -62,9 +65,9 @@ def open_source(
     """
     if split not in ("train", "test"):
         raise ValueError(f"split must be train or test: got {split!r}.")
-    if name in ("photos", "folder") and split_name not in WHOLE_SPLITS:
+    if name == "photos" and split_name not in WHOLE_SPLITS:
         raise ValueError(
-            f"{name} has no parts of splits: got {split_name!r}; leave data.{split}_split as it "
+            f"photos has no parts of splits: got {split_name!r}; leave data.{split}_split as it "
             "is, or use a tfds set."
         )
     if exclude and name != "folder":
@@ -74,5 +77,12 @@ def open_source(
     if name == "folder":
         if dir is None:
             raise ValueError("folder needs data.dir, the folder that the class folders are in.")
-        return FolderSource(split, dir=dir, exclude=exclude)
+        return FolderSource(split, dir=dir, name=split_name, exclude=exclude)
     return TfdsSource(name, split_name or TFDS_SPLITS[split], dir=dir)
+
+
+def have_common_records(one: Source, other: Source) -> bool:
+    """Whether two splits of a data set are the same one, or parts of one that overlap."""
+    if isinstance(one, TfdsSource) and isinstance(other, TfdsSource):
+        return one.overlaps(other)
+    return one.record_name(0) == other.record_name(0)

@@ -62,6 +62,10 @@ class TfdsSource:
             raise _not_prepared(name, self._dir) from None
         except ValueError as error:
             raise ValueError(f"tfds set {name!r}: {error}") from None
+        self._pieces = [
+            (one.filename, one.skip, one.skip + one.take)
+            for one in builder.info.splits[split].file_instructions
+        ]
         self.num_classes: int = features["label"].num_classes
         self.class_names: tuple[str, ...] = tuple(features["label"].names)
 
@@ -86,6 +90,18 @@ class TfdsSource:
     def record_name(self, index: int) -> str:
         """The name of record `index` in messages."""
         return f"tfds {self._name}, split {self._split}, record {index}"
+
+    def overlaps(self, other: "TfdsSource") -> bool:
+        """Whether the splits of two sources of one set have records in common."""
+        return any(
+            file == its_file and max(start, its_start) < min(end, its_end)
+            for file, start, end in self._pieces
+            for its_file, its_start, its_end in other._pieces
+        )
+
+    def record_key(self, index: int) -> str:
+        """The number of the record in its split."""
+        return str(index)
 
     # A worker process opens the set itself: it may not know the builder's class.
     def __getstate__(self) -> dict[str, Any]:

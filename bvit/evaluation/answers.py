@@ -10,9 +10,9 @@ from bvit import npz
 from bvit.evaluation.evaluator import EvalResult
 from bvit.outputs import whole
 
-# In the file: the indices of the images, and what separates a condition from a policy in a key,
-# "region|merge:72". Neither name contains it.
-INDEX, SEPARATOR = "index", "|"
+# In the file: the indices of the images, their classes, and what separates a condition from a
+# policy in a key, "region|merge:72". Neither name contains it. Predicted classes have a third part.
+INDEX, LABEL, SEPARATOR, PREDICTED = "index", "label", "|", "|predicted"
 
 Cell = tuple[str, str]
 
@@ -25,10 +25,14 @@ class Answers:
       index: the test images, ascending, each once; unsigned int [n].
       ranks: (condition, policy's label) → how many classes scored above the true one (0: top-1
         right); unsigned int [n], in the order of `index`.
+      label: the true classes, unsigned int [n]; None in files of older runs.
+      predicted: as `ranks`, the predicted classes; empty in files of older runs.
     """
 
     index: np.ndarray
     ranks: Mapping[Cell, np.ndarray]
+    label: np.ndarray | None
+    predicted: Mapping[Cell, np.ndarray]
 
 
 def read(path: Path) -> Answers:
@@ -42,7 +46,13 @@ def read(path: Path) -> Answers:
         index = arrays.pop(INDEX)
         if any(rank.shape != index.shape for rank in arrays.values()):
             raise ValueError("its arrays differ in length")
-        return Answers(index, {_cell(key): rank for key, rank in arrays.items()})
+        label = arrays.pop(LABEL, None)
+        predicted = {
+            _cell(key.removesuffix(PREDICTED)): arrays.pop(key)
+            for key in [key for key in arrays if key.endswith(PREDICTED)]
+        }
+        ranks = {_cell(key): rank for key, rank in arrays.items()}
+        return Answers(index, ranks, label, predicted)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path} is damaged ({error!r}).") from error
 
@@ -50,16 +60,18 @@ def read(path: Path) -> Answers:
 def write(path: Path, outcomes: Sequence[EvalResult]) -> None:
     """Writes a file whole or not at all.
 
-    An image takes at most a byte for each condition and policy (two with more than 255 classes)
-    and four for its index, before compression.
+    An image takes at most two bytes for each condition and policy (four with more than 255
+    classes), two for its class and four for its index, before compression.
 
     Args:
       path: of the file, ending in .npz.
       outcomes: of `evaluate`, at least one; all are of the same images.
     """
-    arrays = {INDEX: _smallest(outcomes[0].index)}
+    arrays = {INDEX: _smallest(outcomes[0].index), LABEL: _smallest(outcomes[0].label)}
     for one in outcomes:
-        arrays[f"{one.condition}{SEPARATOR}{one.policy.label}"] = _smallest(one.rank)
+        key = f"{one.condition}{SEPARATOR}{one.policy.label}"
+        arrays[key] = _smallest(one.rank)
+        arrays[key + PREDICTED] = _smallest(one.predicted)
     with whole(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, **arrays)
 

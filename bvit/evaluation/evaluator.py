@@ -40,12 +40,20 @@ class EvalResult:
       policy: which tokens were computed.
       index: which test images, ascending; int32 [n].
       rank: how many classes scored above the true one (0: top-1 right), int32 [n].
+      label: the true class, int32 [n].
+      predicted: the class that scored highest, int32 [n].
+      confidence: the probability of that class, float32 [n].
+      loss: the cross-entropy, float32 [n].
     """
 
     condition: str
     policy: Policy
     index: np.ndarray
     rank: np.ndarray
+    label: np.ndarray
+    predicted: np.ndarray
+    confidence: np.ndarray
+    loss: np.ndarray
 
     def correct(self, k: int = 1) -> np.ndarray:
         """Whether the true class is among the first k; bool [n]."""
@@ -62,6 +70,24 @@ def label_rank(logits: Float[Array, "n c"], label: Int[Array, " n"]) -> Int[Arra
     lower = jnp.arange(logits.shape[1]) < label[:, None]
     rank = jnp.sum((logits > own) | ((logits == own) & lower), axis=1)
     return jnp.where(jnp.isfinite(logits).all(axis=1), rank, logits.shape[1])
+
+
+def answer(logits: Float[Array, "n c"], label: Int[Array, " n"]) -> Float[Array, "n 5"]:
+    """Rank, label, predicted class, its probability and the cross-entropy of each image.
+
+    One array, so that it is sent to the host once; float32 holds whole numbers up to 2²⁴ exactly.
+    """
+    log_probability = jax.nn.log_softmax(logits)
+    loss = -jnp.take_along_axis(log_probability, label[:, None], axis=1)[:, 0]
+    confidence = jnp.exp(log_probability.max(axis=1))
+    columns = (label_rank(logits, label), label, logits.argmax(axis=1), confidence, loss)
+    return jnp.stack([column.astype(jnp.float32) for column in columns], axis=1)
+
+
+def _result(condition: str, policy: Policy, index: np.ndarray, found: np.ndarray) -> EvalResult:
+    """What `answer` found for all images, as a result."""
+    columns = found.reshape(-1, 5).T
+    return EvalResult(condition, policy, index, *columns[:3].astype(np.int32), *columns[3:])
 
 
 def make_corrupt(condition: str, *, seed: int, mesh: Mesh) -> Callable[[Array, Array], Array]:
@@ -141,15 +167,15 @@ def evaluate(
     Returns:
       One result for each condition and policy, over the images of all processes.
     """
-    rank_of = jax.jit(label_rank, out_shardings=batch_sharding(mesh))
+    answer_of = jax.jit(answer, out_shardings=batch_sharding(mesh))
     indices: list[Array] = []
-    ranks: dict[tuple[str, Policy], list[np.ndarray]] = {
+    answers: dict[tuple[str, Policy], list[np.ndarray]] = {
         (name, policy): [] for name in corruptions for policy in classifiers
     }
 
     def read(running: dict[tuple[str, Policy], Array]) -> None:
-        for cell, rank in running.items():
-            ranks[cell].append(get_rows(rank))
+        for cell, found in running.items():
+            answers[cell].append(get_rows(found))
 
     running: dict[tuple[str, Policy], Array] = {}
     for rows in batches:
@@ -159,7 +185,7 @@ def evaluate(
         for condition, corrupt in corruptions.items():
             pixels = corrupt(batch["image"], batch["index"])
             started = {
-                (condition, policy): rank_of(
+                (condition, policy): answer_of(
                     classify(variables, pixels, batch["index"]), batch["label"]
                 )
                 for policy, classify in classifiers.items()
@@ -168,18 +194,23 @@ def evaluate(
             running = started
         progress(len(batch["label"]))
     read(running)
-    return _gather([get_rows(index) for index in indices], ranks)
+    return _gather([get_rows(index) for index in indices], answers)
 
 
 def _gather(
-    indices: list[np.ndarray], ranks: dict[tuple[str, Policy], list[np.ndarray]]
+    indices: list[np.ndarray], answers: dict[tuple[str, Policy], list[np.ndarray]]
 ) -> list[EvalResult]:
     """Puts the rows of all processes together: each image once, ascending, without padding (-1)."""
-    columns = [np.concatenate(parts) for parts in (indices, *ranks.values())]
-    rows = multihost_utils.process_allgather(np.stack(columns, axis=1), tiled=True)
+    columns = [np.concatenate(indices)[:, None]]
+    columns += [np.concatenate(parts).view(np.int32) for parts in answers.values()]
+    rows = multihost_utils.process_allgather(np.concatenate(columns, axis=1), tiled=True)
     index, first = np.unique(rows[:, 0], return_index=True)
-    index, *found = rows[first[index >= 0]].T
-    return [EvalResult(*cell, index, rank) for cell, rank in zip(ranks, found, strict=True)]
+    rows = rows[first[index >= 0]]
+    found = np.split(np.ascontiguousarray(rows[:, 1:]), len(answers), axis=1)
+    return [
+        _result(*cell, rows[:, 0], np.ascontiguousarray(part).view(np.float32))
+        for cell, part in zip(answers, found, strict=True)
+    ]
 
 
 class Evaluator:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from bvit.evaluation.evaluator import EvalResult
-from bvit.evaluation.statistics import paired_difference, wilson_interval
+from bvit.evaluation.statistics import calibration_error, paired_difference, wilson_interval
 from bvit.tokens import Keep, Policy
 
 Row = dict[str, Any]
@@ -23,8 +23,15 @@ COLUMNS = (
     ("gflops", "GFLOPs", "{:.3f}"),
     ("images_per_s", "images/s", "{:.0f}"),
 )
+# How sure a model is beside how right: in the report alone.
+CALIBRATION = (
+    ("condition", "condition", "{}"),
+    ("policy", "policy", "{}"),
+    ("loss", "cross-entropy", "{:.4f}"),
+    ("ece", "ECE %", "{:.2f}"),
+)
 NOTHING = "–"
-IN_PERCENT = ("top1", "ci95", "top5", "difference", "difference_ci95")
+IN_PERCENT = ("top1", "ci95", "top5", "difference", "difference_ci95", "ece")
 
 
 def make_rows(results: Sequence[EvalResult], costs: dict[Policy, dict[str, Any]]) -> list[Row]:
@@ -37,7 +44,8 @@ def make_rows(results: Sequence[EvalResult], costs: dict[Policy, dict[str, Any]]
     Returns:
       Rows with shares in [0, 1]; "difference" is the top-1 minus that of `keep` on the same
       images, with its paired interval, and None for `keep` itself. "tokens" are those that a block
-      computes for an image, the mean over the blocks.
+      computes for an image, the mean over the blocks. "loss" is the mean cross-entropy, None where
+      it is not finite, and "ece" the expected calibration error.
     """
     baseline = {one.condition: one for one in results if one.policy == Keep()}
     rows = []
@@ -53,6 +61,8 @@ def make_rows(results: Sequence[EvalResult], costs: dict[Policy, dict[str, Any]]
                 "policy": result.policy.label,
                 "top1": _mean(right),
                 "top5": _mean(result.correct(5)),
+                "loss": _mean(result.loss),
+                "ece": calibration_error(result.confidence, right),
                 "n": len(right),
                 "ci95": list(wilson_interval(int(right.sum()), len(right))),
                 "difference": difference,
@@ -63,8 +73,9 @@ def make_rows(results: Sequence[EvalResult], costs: dict[Policy, dict[str, Any]]
     return rows
 
 
-def _mean(right: np.ndarray) -> float:
-    return float(right.mean()) if len(right) else 0.0
+def _mean(values: np.ndarray) -> float | None:
+    mean = float(values.mean()) if len(values) else 0.0
+    return mean if np.isfinite(mean) else None  # as JSON has it
 
 
 def table_lines(rows: Sequence[Row]) -> list[list[str]]:
@@ -89,7 +100,11 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def upgrade(rows: Sequence[Row]) -> list[Row]:
-    """Rows as `make_rows` makes them now, from those of older runs, whose budgets stood apart."""
+    """Rows as `make_rows` makes them now, from those of older runs.
+
+    Their budgets stood apart, and they have no loss and no calibration.
+    """
+    rows = [{"loss": None, "ece": None} | row for row in rows]
     return [
         row | {"policy": row["policy"] + ("" if row["budget"] is None else f":{row['budget']}")}
         if "budget" in row

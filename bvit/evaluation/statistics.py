@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import scipy  # which loads scipy.stats, half a second, where it is first used
 
+# Equal parts of [0, 1] that confidences are sorted into (Guo et al. 2017, section 3).
+BINS = 15
 # The point of a distribution that a two-sided 95 % interval ends at.
 UPPER = 0.975
 
@@ -71,3 +73,37 @@ def t_interval(values: Sequence[float] | np.ndarray) -> tuple[float, tuple[float
     mean = float(np.mean(values))
     half = float(scipy.stats.t.ppf(UPPER, len(values) - 1) * scipy.stats.sem(values))
     return mean, (mean - half, mean + half)
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
+    """Expected calibration error (Guo et al. 2017, equation 3), in [0, 1].
+
+    The images are sorted into 15 bins of equal width by their confidence; the error is the mean
+    over all images of |accuracy − mean confidence| of their bin.
+
+    Args:
+      confidence: the probability of the predicted class, [n]; an image for which it is not finite
+        counts as one of confidence 0.
+      right: whether the prediction was right, bool [n].
+    """
+    confidence = np.nan_to_num(confidence, posinf=0.0).astype(np.float64)
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gaps = np.bincount(bins, weights=right - confidence, minlength=BINS)
+    return float(np.abs(gaps).sum() / max(1, len(right)))
+
+
+def confusion(label: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """The share of each class's images (row) that get each label (column); NaN without images.
+
+    Its diagonal is the accuracy of each class.
+
+    Args:
+      label: true classes, [n].
+      predicted: predicted classes, [n].
+      num_classes: how many there are.
+    """
+    from sklearn.metrics import confusion_matrix  # half a second, where it is first used
+
+    counts = confusion_matrix(label, predicted, labels=range(num_classes))
+    with np.errstate(invalid="ignore"):
+        return counts / counts.sum(axis=1, keepdims=True)

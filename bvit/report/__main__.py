@@ -2,7 +2,9 @@
 
 Runs that differ only in their seed share a line, with the mean and its 95 % interval over seeds;
 the interval of a single seed is over images. Only the settings are shown in which the runs differ.
-The paper's tables follow, beside ours. --to=report.html writes one page with all plots in it.
+--to=report.html writes one page with all plots in it, --to=report.csv a line for each run,
+condition and policy, --figures=DIR the plots for a paper. --paper adds the paper's tables, with
+runs on ImageNet beside its numbers.
 
 python -m bvit.report runs/merge* --against runs/keep* also compares the runs of each seed with the
 baseline of that seed, on the same images.
@@ -13,14 +15,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from bvit import outputs
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.evaluation import imagenet_c
+from bvit.evaluation.answers import Cell
+from bvit.evaluation.rows import Row
 from bvit.report import formats, pairing, paper, plots, tables
 from bvit.report.comparison import Group, group
 from bvit.run import Run
 
 FORMATS = {".md": "markdown", ".csv": "csv", ".html": "html"}
+# A figure for a paper, and one for slides.
+FIGURES = (".pdf", ".png")
 TITLES = {
     "accuracy": "Accuracy by condition",
     "tradeoff": "Accuracy and what it costs",
@@ -43,20 +51,38 @@ def main(arguments: Sequence[str]) -> None:
         form = _format(options)
         for path in filter(None, (options.to, options.sigma, options.tradeoff)):
             outputs.check(path)
-        sections = _sections(groups, matrix=options.matrix, paired=_paired(groups, options))
+        if options.figures:
+            options.figures.mkdir(parents=True, exist_ok=True)
+        baseline = _baseline(options)
+        policy = options.against_policy or pairing.KEEP
+        sections = _sections(groups, matrix=options.matrix)
+        if baseline:
+            title = f"Paired with {', '.join(run.name for run in baseline.runs)}"
+            sections.append((title, pairing.table(groups, baseline, policy)))
+        if options.classes:
+            sections += [_classes(run, options.classes) for one in groups for run in one.runs]
+        if options.paper:
+            ours = [one for one in groups if paper.is_imagenet(one.runs[0])]
+            sections += [(table.title, paper.lines(table, ours)) for table in paper.TABLES]
         if failures:
             sections.append(("Left out", [["run", "why"], *map(list, failures.items())]))
         if options.sigma:
             outputs.write_figure(options.sigma, plots.draw_sigma(rows), dpi=150)
         if options.tradeoff:
             outputs.write_figure(options.tradeoff, plots.draw_tradeoff(rows), dpi=150)
+        if options.figures:
+            for name, figure in _figures(groups).items():
+                for suffix in FIGURES:
+                    path = options.figures / f"{name}{suffix}"
+                    outputs.write_figure(path, figure, dpi=plots.DOTS_PER_INCH)
         if form == "html":
-            lines = {one.label: [run.metrics for run in one.runs] for one in groups}
-            found = {} if options.matrix else plots.draw(rows, lines)
+            found = {} if options.matrix else _figures(groups)
             figures = {TITLES[name]: figure for name, figure in found.items()}
             text = formats.as_html(f"bvit: {len(runs)} runs", sections, figures)
+        elif form == "csv":
+            text = formats.as_csv(tables.tidy_lines(groups, _by_run(groups, baseline, policy)))
         else:
-            text = (formats.as_csv if form == "csv" else formats.as_markdown)(sections)
+            text = formats.as_markdown(sections)
         if options.to:
             outputs.write(options.to, formats.marked(text, form).encode())
         else:
@@ -89,6 +115,22 @@ def _parser() -> Parser:
         "--to", type=Path, metavar="FILE", help="write there (.md, .csv or .html), not to stdout"
     )
     parser.add_argument(
+        "--classes",
+        nargs="?",
+        const=pairing.KEEP,
+        metavar="POLICY",
+        help=f"add the accuracy of each class under a policy; {pairing.KEEP} by default",
+    )
+    parser.add_argument(
+        "--paper", action="store_true", help="add the paper's tables beside runs on ImageNet"
+    )
+    parser.add_argument(
+        "--figures",
+        type=Path,
+        metavar="DIR",
+        help="write each plot there, as a vector PDF for a paper and as PNG",
+    )
+    parser.add_argument(
         "--matrix",
         action="store_true",
         help="only top-1, with a row for each setting and a column for each condition",
@@ -109,17 +151,43 @@ def _format(options: argparse.Namespace) -> str:
     return options.format or by_name
 
 
-def _paired(groups: Sequence[Group], options: argparse.Namespace) -> list[formats.Table]:
+def _baseline(options: argparse.Namespace) -> Group | None:
     if not options.against:
         if options.against_policy:
             raise ValueError("--against_policy is one of the baseline's: give --against too.")
-        return []
+        return None
     runs, failures = read_runs(options.against)
     if failures:
         raise ValueError(next(iter(failures.values())))
-    baseline = pairing.baseline_of(runs)
-    title = f"Paired with {', '.join(run.name for run in runs)}"
-    return [(title, pairing.table(groups, baseline, options.against_policy or pairing.KEEP))]
+    return pairing.baseline_of(runs)
+
+
+def _by_run(
+    groups: Sequence[Group], baseline: Group | None, policy: str
+) -> dict[Run, dict[Cell, Row]]:
+    """The differences of each run from the baseline of its seed."""
+    if baseline is None:
+        return {}
+    return {
+        run: {
+            (row["condition"], row["policy"]): row
+            for row in pairing.rows(Group({}, (run,), {}, ""), baseline, policy)
+        }
+        for one in groups
+        for run in one.runs
+    }
+
+
+def _classes(run: Run, policy: str) -> formats.Table:
+    return f"{run.name}: accuracy of each class under {policy}", tables.class_lines(run, policy)
+
+
+def _figures(groups: Sequence[Group]) -> dict[str, Figure]:
+    return plots.draw(
+        {one.label: one.rows for one in groups},
+        {one.label: [run.metrics for run in one.runs] for one in groups},
+        {one.label: [run.evaluations for run in one.runs] for one in groups},
+    )
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:
@@ -151,20 +219,20 @@ def read_run(path: Path) -> Run:
     return run
 
 
-def _sections(
-    groups: Sequence[Group], matrix: bool, paired: Sequence[formats.Table] = ()
-) -> list[formats.Table]:
+def _sections(groups: Sequence[Group], matrix: bool) -> list[formats.Table]:
     title = "Top-1 in % with its 95 % interval"
     if matrix:
-        return [(title, tables.matrix_lines(groups)), *paired]
+        return [(title, tables.matrix_lines(groups))]
     sections = [("Runs", tables.overview_lines(groups))]
     if len(groups) > 1:
         sections.append((title, tables.matrix_lines(groups)))
-    sections += [("Results", tables.result_lines(groups)), *paired]
+    sections.append(("Results", tables.result_lines(groups)))
+    if lines := tables.calibration_lines(groups):
+        sections.append(("Cross-entropy and expected calibration error (15 bins)", lines))
     for one in groups:
         if lines := imagenet_c.table_lines(one.rows):
             sections.append((f"{one.label or one.runs[0].name}: {imagenet_c.TITLE}", lines))
-    return sections + [(table.title, paper.lines(table, groups)) for table in paper.TABLES]
+    return sections
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ MANY_COLUMNS = 4
 PRETRAINED = "pretrained"
 # Columns that are averaged over seeds without an interval.
 AVERAGED = ("tokens", "top5", "gflops", "images_per_s")
+# The same, where older runs lack them.
+SOMETIMES = ("loss", "ece")
 
 
 def trained_on(settings: dict[str, Any]) -> str:
@@ -94,6 +96,9 @@ def _mean_row(rows: Sequence[Row]) -> Row:
     if len(rows) == 1:
         return {**first, "seeds": 1}
     mean: Row = {key: statistics.fmean(row[key] for row in rows) for key in AVERAGED}
+    for key in SOMETIMES:
+        values = [row[key] for row in rows]
+        mean[key] = None if None in values else statistics.fmean(values)
     mean["top1"], interval = t_interval([row["top1"] for row in rows])
     mean["ci95"] = [max(0.0, interval[0]), min(1.0, interval[1])]
     if all(row["difference"] is not None for row in rows):

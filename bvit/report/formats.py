@@ -1,10 +1,11 @@
-"""A report as text: tables in Markdown or CSV, or one HTML file with style and plots in it."""
+"""A report as text: tables in Markdown, lines of CSV, or one HTML file with its plots in it."""
 
 import base64
 import csv
 import html
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -34,12 +35,8 @@ def as_markdown(tables: Sequence[Table]) -> str:
     return "\n\n".join(f"### {title}\n\n{align(lines)}" for title, lines in tables)
 
 
-def as_csv(tables: Sequence[Table]) -> str:
-    """The tables, each after a line with its title; an empty line is between them."""
-    return "\n\n".join(_comma_separated([[title], *lines]) for title, lines in tables)
-
-
-def _comma_separated(lines: Sequence[Sequence[str]]) -> str:
+def as_csv(lines: Sequence[Sequence[Any]]) -> str:
+    """One table, header first."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue().rstrip()

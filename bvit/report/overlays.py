@@ -1,6 +1,6 @@
 """Images of what a policy does with each patch, drawn over the photographs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -11,6 +11,9 @@ DIMMED = 0.3
 FRAME = (1.0, 0.35, 0.1)
 # Lines between patches of which one shares its token.
 LINES = (0.1, 0.8, 0.9)
+# Of labels: what is wider than its image is cut.
+RIGHT, WRONG, MOST_LETTERS = "#1a7f37", "#c62828", 20
+KEEP = "keep"
 # Small images are enlarged to at least this side, so that a 64 px crop can be looked at.
 MIN_SIDE = 192
 
@@ -49,20 +52,40 @@ def draw(
 
 
 def sheet(
-    image: Float[np.ndarray, "n h w 3"], where: Mapping[str, Int[np.ndarray, "n hp wp"]]
+    image: Float[np.ndarray, "n h w 3"],
+    where: Mapping[str, Int[np.ndarray, "n hp wp"]],
+    answers: Mapping[str, Sequence[str]],
+    truth: Sequence[str],
 ) -> Figure:
-    """Images side by side: as they are, then a row for each policy, with its name."""
-    rows = {"image": None, **where}
-    figure = Figure(figsize=(1.6 * len(image) + 0.6, 1.6 * len(rows)), layout="constrained")
+    """Images side by side under their true classes, with a row for each policy.
+
+    Args:
+      image: pixels in [0, 1].
+      where: policy → the token that shows each patch, as in `draw`; `keep`, which shows all, has
+        none, and its row shows the images as they are.
+      answers: policy → the label that it gives each image; green where it is right, red otherwise.
+      truth: the true label of each image.
+    """
+    rows = [KEEP, *where]
+    figure = Figure(figsize=(1.6 * len(image) + 0.6, 1.85 * len(rows) + 0.3), layout="constrained")
     axes = figure.subplots(len(rows), len(image), squeeze=False)
-    for strip, (name, numbers) in zip(axes, rows.items(), strict=True):
+    for strip, policy in zip(axes, rows, strict=True):
+        given = answers.get(policy, [""] * len(image))
         for i, cell in enumerate(strip):
-            drawn = image[i] if numbers is None else draw(image[i], numbers[i])
+            drawn = draw(image[i], where[policy][i]) if policy in where else image[i]
             cell.imshow(np.clip(drawn, 0, 1), interpolation="antialiased")
             cell.set(xticks=[], yticks=[])
             cell.spines[:].set_visible(False)
-        strip[0].set_ylabel(name)
+            color = RIGHT if given[i] == truth[i] else WRONG
+            cell.set_xlabel(_short(given[i]), color=color, fontsize="small", labelpad=2)
+        strip[0].set_ylabel(policy if policy in answers else "image")
+    for cell, label in zip(axes[0], truth, strict=True):
+        cell.set_title(_short(label), fontsize="small")
     return figure
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= MOST_LETTERS else label[: MOST_LETTERS - 1] + "…"
 
 
 def _enlarge(array: np.ndarray, times: int) -> np.ndarray:

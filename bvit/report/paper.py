@@ -6,9 +6,13 @@ Kim, Kim and Han, â€œImage Classification of Blurred Images Without Deblurringâ€
 import dataclasses
 from collections.abc import Sequence
 
+from bvit.data.imagenet import class_names
 from bvit.evaluation.rows import NOTHING, Row
 from bvit.report.comparison import PRETRAINED, Group, trained_on
 from bvit.report.tables import NOT_RUN, cell, over
+from bvit.run import Run
+
+IMAGENET = "imagenet2012"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +82,19 @@ TABLES = (
 )
 
 
+def is_imagenet(run: Run) -> bool:
+    """Whether a run was tested on the classes of the paper; no other stands beside its numbers."""
+    name = run.settings["data.name"]
+    return name == IMAGENET or (name == "folder" and set(run.class_names) == set(class_names()))
+
+
 def lines(table: Table, groups: Sequence[Group]) -> list[list[str]]:
     """A table as rows of text, header first: model, then the paper's number and ours by column.
 
     Args:
       table: one of `TABLES`.
-      groups: our runs. Models that are not in the paper get rows of their own, without the
-        paper's numbers. If several groups fill one cell, each is shown with its label.
+      groups: our runs on ImageNet. Models that are not in the paper get rows of their own, without
+        the paper's numbers. If several groups fill one cell, each is shown with its label.
     """
     header = ["model"]
     for column in table.columns:

@@ -251,9 +251,9 @@ def draw(tested: Sequence[Tested]) -> Figure:
                     ci95 = wilson_interval(int(right.sum()), len(right))
                     label = f"{run.name}, {method}"
                     marker = MARKERS[methods.index(method) % len(MARKERS)]
-                    style = {"marker": marker, "linestyle": "none"}
+                    style = {"color": f"C{i % 10}", "marker": marker, "linestyle": "none"}
                     row = {"top1": right.mean(), "ci95": ci95}
-                    plots.draw_points(axes, [costs["ms"]], [row], i, label, **style)
+                    plots.draw_points(axes, [costs["ms"]], [row], label, **style)
         axes.set_title(kind, fontsize="medium")
         axes.set(xscale="log", xlabel="ms for an image", ylim=(0, None))
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

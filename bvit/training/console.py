@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+from tqdm import tqdm
 
 from bvit import distributed, sharding
 from bvit.classify import num_tokens
@@ -14,9 +15,10 @@ from bvit.training.state import TrainState
 
 
 def say(text: str) -> None:
-    """Prints, once for all processes."""
+    """Prints, once for all processes, above a progress bar."""
     if distributed.is_main():
-        print(text, flush=True)
+        with tqdm.external_write_mode():
+            print(text, flush=True)
 
 
 def introduction(experiment: Experiment, state: TrainState) -> str:
@@ -30,7 +32,10 @@ def introduction(experiment: Experiment, state: TrainState) -> str:
         experiment.model, state.eval_variables, experiment.train_policies[0], c.data.image_size
     )
     source = experiment.train_source
-    training = f"{len(source):,} training and " if source else ""
+    valid = experiment.valid_source
+    counts = [f"{len(source):,} training"] if source else []
+    counts += [f"{len(valid):,} validation"] if valid else []
+    counts += [f"{len(experiment.test_source):,} test"]
     devices, processes = jax.devices(), jax.process_count()
     return "\n".join(
         [
@@ -40,7 +45,7 @@ def introduction(experiment: Experiment, state: TrainState) -> str:
             f"state       {sharding.describe(state, mesh)}",
             f"an image    {c.data.image_size} px, {forward:.3f} GFLOPs, tokens "
             + ", ".join(f"{label} {count:.3g}" for label, count in tokens.items()),
-            f"data        {c.data.name}: {training}{len(experiment.test_source):,} test images, "
+            f"data        {c.data.name}: {' and '.join(counts)} images, "
             f"{experiment.num_classes} classes",
             f"training    {experiment.total_steps:,} steps of {c.train.batch_size} images, "
             f"{c.train.condition}",

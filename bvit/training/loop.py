@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from bvit import config as config_lib
 from bvit import distributed, sharding
 from bvit import experiment as experiment_lib
 from bvit.checkpoint import Checkpoints
@@ -29,6 +30,7 @@ from bvit.training.metrics import MetricsWriter
 from bvit.training.profile import StepTrace
 from bvit.training.state import TrainState, create_state
 from bvit.training.step import Hyperparameters, Metrics, make_train_step
+from bvit.training.validation import Validation
 
 
 def train_and_evaluate(experiment: Experiment, run: Run, signals: SignalWatch) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def train_and_evaluate(experiment: Experiment, run: Run, signals: SignalWatch) -
       UnreadableImageError, DataWorkerError: the data can't be read.
       Interrupted: a signal came; during training, the state is saved first.
     """
-    if run.results_file.exists():
+    if run.is_finished(config_lib.to_dict(experiment.config)):
         found = run.results
         console.say(f"This run is finished (step {found['step']}).")
     else:
@@ -60,24 +62,53 @@ def train_and_evaluate(experiment: Experiment, run: Run, signals: SignalWatch) -
 
 def _run(experiment: Experiment, run: Run, signals: SignalWatch) -> dict[str, Any]:
     keep = experiment.config.checkpoint.keep
-    with contextlib.closing(Checkpoints(run.checkpoints, keep=keep)) as checkpoints:
+    with (
+        contextlib.closing(Checkpoints(run.checkpoints, keep=keep)) as checkpoints,
+        contextlib.ExitStack() as stack,
+    ):
         state = _restore_or_create(experiment, checkpoints)
         step = int(state.step)
         console.say(console.introduction(experiment, state))
         is_main = distributed.is_main()
         writer = MetricsWriter(run.path if is_main else None, start_step=step)
         evaluator = experiment_lib.make_evaluator(experiment)
-        trace = StepTrace(experiment.config.profile.steps, run.path / "tensorboard")
+        trace = StepTrace(experiment.config.profile.steps, run.path)
+        validation = _validation(experiment, run, writer, step, stack)
         with contextlib.closing(writer), contextlib.closing(trace):
             if is_main:
                 run.write_class_names(experiment.test_source.class_names)
-            state = train(experiment, state, checkpoints, writer, trace, evaluator, signals)
-            results.show_samples(experiment, state, writer, run.figures)
+                writer.config(config_lib.flatten(config_lib.to_dict(experiment.config)))
+                writer.compare_policies(experiment.conditions)
+            state = train(
+                experiment, state, checkpoints, writer, trace, evaluator, validation, signals
+            )
+            if validation:
+                state = validation.best(state)
             outcomes = evaluator(state.eval_variables)
+            results.show_samples(experiment, state, writer, run.figures, outcomes)
             found = results.gather(experiment, state, evaluator, outcomes)
             if is_main:
                 results.write(found, outcomes, run, writer)
     return found
+
+
+def _validation(
+    experiment: Experiment,
+    run: Run,
+    writer: MetricsWriter,
+    start_step: int,
+    stack: contextlib.ExitStack,
+) -> Validation | None:
+    evaluator = experiment_lib.make_validator(experiment)
+    if evaluator is None:
+        return None
+    return Validation(
+        evaluator,
+        stack.enter_context(contextlib.closing(Checkpoints(run.best, keep=1))),
+        writer,
+        before=[line for line in run.metrics if line["step"] <= start_step],
+        patience=experiment.config.train.patience,
+    )
 
 
 def abstract_state(experiment: Experiment) -> TrainState:
@@ -118,9 +149,13 @@ def train(
     writer: MetricsWriter,
     trace: StepTrace,
     evaluator: Evaluator,
+    validation: Validation | None,
     signals: SignalWatch,
 ) -> TrainState:
     """Updates the state until the last step of the run, saving and logging on the way.
+
+    With a validation, that may end it before; without one, the test images are evaluated on the
+    way.
 
     The metrics of a step are read while the next one runs, so the device never waits for the host.
     A checkpoint is written only after its loss was checked to be finite. The metrics include the
@@ -129,7 +164,14 @@ def train(
     begins with it when it goes on.
     """
     c, total, start = experiment.config, experiment.total_steps, int(jax.device_get(state.step))
-    if start >= total:
+
+    def validates(step: int) -> bool:
+        return step > 0 and (step == total or step % c.eval.every_steps == 0)
+
+    # A run may have ended between a checkpoint and its validation.
+    if validation and validates(start) and start not in validation.steps:
+        validation(start, state)
+    if start >= total or (validation and validation.is_over):
         return state
     updates = [_compile_step(experiment, policy, state) for policy in experiment.train_policies]
     meter = Meter(
@@ -151,7 +193,7 @@ def train(
 
     with contextlib.closing(feed), contextlib.closing(meter), signals.held():
         for step in range(start + 1, total + 1):
-            if evaluates(step - 1) and step - 1 > evaluated:
+            if not validation and evaluates(step - 1) and step - 1 > evaluated:
                 with signals.released():
                     outcomes = evaluator(state.eval_variables)
                 rows = make_rows(outcomes, evaluator.costs)
@@ -170,6 +212,13 @@ def train(
             if stop:
                 checkpoints.wait()
                 raise Interrupted(stop, step)
+            if validation and validates(step):
+                with signals.released():
+                    checkpoints.wait()
+                    validation(step, state)
+                meter.restart_clock()
+                if validation.is_over:
+                    break
     return state
 
 

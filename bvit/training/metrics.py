@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -91,7 +91,8 @@ class MetricsWriter:
         self.evaluated = max((line["step"] for line in evaluations), default=-1)
         try:
             self._events = SummaryWriter(
-                f"{_EventFile.SCHEME}:{folder / 'tensorboard'}",
+                # Not a folder below: TensorBoard calls the run as the folder is called.
+                f"{_EventFile.SCHEME}:{folder}",
                 # TensorBoard then hides later steps of earlier files.
                 purge_step=start_step + 1 if start_step else None,
                 filename_suffix=f".{start_step:09d}",
@@ -107,6 +108,17 @@ class MetricsWriter:
         self._write(METRICS, step, values)
         groups = {name: "train_speed" if name in SPEEDS else "train" for name in values}
         self._draw(step, {f"{groups[name]}/{name}": value for name, value in values.items()})
+
+    def validation(self, step: int, values: dict[str, float]) -> None:
+        """Writes a line of metrics.jsonl, and a point on each curve valid/… or valid_accuracy/….
+
+        Args:
+          step: updates done.
+          values: "valid_loss", "valid_accuracy", and "valid_accuracy/POLICY" of several policies.
+        """
+        self._write(METRICS, step, values)
+        curves = {n if "/" in n else n.replace("_", "/"): value for n, value in values.items()}
+        self._draw(step, curves)
 
     def accuracies(self, step: int, values: dict[str, float]) -> None:
         """Writes a line of evaluations.jsonl, and a point on each curve test_CONDITION/POLICY.
@@ -125,7 +137,7 @@ class MetricsWriter:
         curves = {}
         for name, value in values.items():
             condition, _, policy = name.rpartition("/")
-            curves[f"test_{condition.replace(':', '/')}/{policy}"] = value
+            curves[f"{_curve(condition)}/{policy}"] = value
         self._draw(step, curves)
 
     def _write(self, name: str, step: int, values: dict[str, float]) -> None:
@@ -138,6 +150,18 @@ class MetricsWriter:
         if self._events:
             for name, value in values.items():
                 self._events.add_scalar(name, value, step)
+
+    def config(self, settings: dict[str, Any]) -> None:
+        """Shows the settings as a table under TEXT in TensorBoard."""
+        if self._events:
+            lines = [f"| {key} | `{value!r}` |" for key, value in settings.items()]
+            self._events.add_text("config", "\n".join(["| setting | value |", "| - | - |", *lines]))
+
+    def compare_policies(self, conditions: Sequence[str]) -> None:
+        """Adds a chart for each condition with the test accuracy of every policy in it."""
+        if self._events and conditions:
+            charts = {name: ["Multiline", [f"{_curve(name)}/.*"]] for name in conditions}
+            self._events.add_custom_scalars({"Test accuracy of the policies": charts})
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Shows an image, uint8 [h, w, 3], in TensorBoard."""
@@ -182,6 +206,11 @@ class MetricsWriter:
             file.close()
         if self._events:
             self._events.close()
+
+
+def _curve(condition: str) -> str:
+    """The group of the curves of a condition in TensorBoard."""
+    return f"test_{condition.replace(':', '/')}"
 
 
 def _open_after(path: Path, step: int) -> IO[str]:

@@ -1,5 +1,6 @@
 """What a run leaves behind besides its checkpoints: samples, results, curves and figures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,16 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array
+from matplotlib.figure import Figure
 
 from bvit import config as config_lib
 from bvit import distributed, sharding
 from bvit import experiment as experiment_lib
+from bvit.data.imagenet import readable
 from bvit.evaluation import imagenet_c
 from bvit.evaluation.evaluator import EvalResult, Evaluator, make_corrupt, make_shown
 from bvit.evaluation.rows import Row, make_rows
+from bvit.evaluation.statistics import confusion
 from bvit.experiment import Experiment
 from bvit.report import comparison, overlays, plots
 from bvit.run import Run, ancestors
@@ -22,12 +26,17 @@ from bvit.training.metrics import MetricsWriter
 from bvit.training.state import TrainState
 
 SAMPLES = 6  # test images that are shown with what the policies do to them
+MOST_NAMES = 40  # a confusion matrix of more classes can't be read
 
 
 def show_samples(
-    experiment: Experiment, state: TrainState, writer: MetricsWriter, folder: Path
+    experiment: Experiment,
+    state: TrainState,
+    writer: MetricsWriter,
+    folder: Path,
+    found: list[EvalResult],
 ) -> None:
-    """Draws a few test images under each condition, and what each policy shows of them.
+    """Draws a few test images under each condition: what each policy shows of them, and its label.
 
     All processes take part; the first one draws.
     """
@@ -53,9 +62,22 @@ def show_samples(
         }
         pixels = _on_host(pixels)[:count]
         if distributed.is_main():
-            figure = overlays.sheet(pixels, where)
+            names = experiment.test_source.class_names
+            answers = {
+                one.policy.label: _labels(one, batch["index"], names)
+                for one in found
+                if one.condition == name
+            }
+            truth = [readable(names[label]) for label in batch["label"]]
+            figure = overlays.sheet(pixels, where, answers, truth)
             writer.image(int(state.step), f"samples/{name}", plots.pixels(figure))
-            figure.savefig(folder / f"samples_{name.replace(':', '_')}.png", dpi=100)
+            plots.save(figure, folder, f"samples_{name.replace(':', '_')}")
+
+
+def _labels(one: EvalResult, places: np.ndarray, names: Sequence[str]) -> list[str]:
+    """What a policy called some test images; "" for one that could not be read."""
+    predicted = dict(zip(one.index.tolist(), one.predicted, strict=True))
+    return [readable(names[predicted[i]]) if i in predicted else "" for i in places.tolist()]
 
 
 def _on_host(array: Array) -> np.ndarray:
@@ -99,11 +121,25 @@ def write(
     name = f"{settings['model.name']}, {comparison.trained_on(settings)}"
     folder = Path(settings["data.dir"]).name  # the rest of the path differs between machines
     writer.hparams(name, comparison.telling_apart(settings) | {"data.dir": folder})
-    for name, figure in plots.draw({"": results["rows"]}, {"": [run.metrics]}).items():
-        figure.savefig(run.figures / f"{name}.png", dpi=150)
+    figures = plots.draw({"": results["rows"]}, {"": [run.metrics]}, {"": [run.evaluations]})
+    if len(run.class_names) <= MOST_NAMES:
+        figures["confusion"] = _confusion(found, run.class_names)
+    for name, figure in figures.items():
+        plots.save(figure, run.figures, name)
         writer.image(results["step"], f"figures/{name}", plots.pixels(figure))
     run.write_answers(found)
     run.write_results(results)
+
+
+def _confusion(found: list[EvalResult], class_names: Sequence[str]) -> Figure:
+    """The confusion matrix of the first policy under each condition."""
+    policy = found[0].policy
+    tables = {
+        one.condition: confusion(one.label, one.predicted, len(class_names))
+        for one in found
+        if one.policy == policy
+    }
+    return plots.draw_confusion(tables, class_names, policy.label)
 
 
 def curves(rows: list[Row]) -> dict[str, float]:

@@ -139,3 +139,19 @@ def test_the_hash_is_stable(tmp_path):
     _fill(tmp_path / "set", *(f"cat/{i}.jpg" for i in range(40)))
     names = _names(FolderSource("test", dir=tmp_path / "set"))
     assert [Path(name).stem for name in names] == ["1", "10", "8"]
+
+
+def test_a_split_can_be_a_folder_of_any_name(tmp_path):
+    _fill(tmp_path / "set", "train/cat/1.jpg", "val/cat/2.jpg", "held/cat/3.jpg")
+    assert FolderSource("test", dir=tmp_path / "set", name="held")[0]["image"] == b"held/cat/3.jpg"
+    assert FolderSource("train", dir=tmp_path / "set", name="held")[0]["image"] == b"held/cat/3.jpg"
+    with pytest.raises(ValueError, match="there is no folder 'other' in .*data.valid"):
+        FolderSource("test", dir=tmp_path / "set", name="other")
+
+
+def test_the_key_of_an_image_does_not_change_when_its_folder_moves(single, tmp_path):
+    key = FolderSource("test", dir=single).record_key(3)
+    shutil.move(single, tmp_path / "moved")
+    moved = FolderSource("test", dir=tmp_path / "moved")
+    assert moved.record_key(3) == key
+    assert moved.record_name(3) == str(tmp_path / "moved" / key)

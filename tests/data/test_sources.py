@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bvit.data import open_source
+from bvit.data import have_common_records, open_source
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_folder(folder):
         ("folder", {"split": "train"}, "folder needs data.dir"),
         ("folder", {"split": "train", "dir": "nowhere"}, "there is no folder '.*nowhere'"),
         ("photos", {"split": "train", "split_name": "train[:20%]"}, "no parts of splits"),
-        ("folder", {"split": "test", "split_name": "x"}, "leave data.test_split as it is"),
+        ("photos", {"split": "test", "split_name": "x"}, "leave data.test_split as it is"),
         ("photo", {"split": "train"}, "did you mean 'photos'"),
         ("cifar10", {"split": "train", "dir": "nowhere"}, "not prepared"),
     ],
@@ -47,3 +47,11 @@ def test_folder(folder):
 def test_what_is_wrong_is_told(name, options, message):
     with pytest.raises(ValueError, match=message):
         open_source(name, **options)
+
+
+def test_splits_that_are_the_same_have_common_records(folder):
+    train, test, named = (
+        open_source("folder", split=split, split_name=name, dir=folder)
+        for split, name in (("train", ""), ("test", ""), ("test", "val"))
+    )
+    assert have_common_records(test, named) and not have_common_records(train, test)

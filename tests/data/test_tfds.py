@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from bvit.data.decode import decode
-from bvit.data.sources import open_source
+from bvit.data.sources import have_common_records, open_source
 from bvit.data.tfds import TfdsSource
 
 TRAIN, TEST = 10, 4
@@ -166,3 +166,17 @@ def test_a_record_without_a_label_is_an_error(prepared):
     source = TfdsSource("bvit_unlabelled", "train", dir=prepared)
     with pytest.raises(ValueError, match="record 2 has no label"):
         source[2]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "common"),
+    [
+        ("train", "train[:3]", True),
+        ("train[:3]", "train[2:]", True),
+        ("train[:3]", "train[3:]", False),
+        ("train", "validation", False),
+    ],
+)
+def test_parts_of_splits_that_overlap_are_found(prepared, one, other, common):
+    sources = [TfdsSource("bvit_tiny", split, dir=prepared) for split in (one, other)]
+    assert have_common_records(*sources) is common

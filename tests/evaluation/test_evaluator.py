@@ -2,11 +2,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from jax.experimental import multihost_utils
 
 from bvit import sharding
 from bvit.evaluation import evaluator as module
-from bvit.evaluation.evaluator import evaluate, label_rank, make_classify, make_corrupt
+from bvit.evaluation.evaluator import answer, evaluate, label_rank, make_classify, make_corrupt
 from bvit.evaluation.rows import format_table, make_rows
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD
 from bvit.models.vit import VisionTransformer
@@ -102,7 +103,22 @@ def test_results_do_not_depend_on_batches_or_devices(reference, batch_size, devi
     for got, want in zip(outcomes(batch_size, mesh), reference, strict=True):
         assert (got.condition, got.policy) == (want.condition, want.policy)
         np.testing.assert_array_equal(got.index, np.arange(IMAGES))
-        np.testing.assert_array_equal(got.rank, want.rank)
+        for name in ("rank", "label", "predicted"):
+            np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+        np.testing.assert_allclose(got.confidence, want.confidence, rtol=1e-5)
+        np.testing.assert_allclose(got.loss, want.loss, rtol=1e-5)
+
+
+def test_answers_follow_from_the_logits():
+    logits = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
+    label = np.arange(9, dtype=np.int32) % 4
+    rank, true, predicted, confidence, loss = np.asarray(answer(logits, label)).T
+    probability = scipy.special.softmax(logits.astype(np.float64), axis=1)
+    np.testing.assert_array_equal(true, label)
+    np.testing.assert_array_equal(predicted, probability.argmax(1))
+    np.testing.assert_array_equal(rank == 0, predicted == label)
+    np.testing.assert_allclose(confidence, probability.max(1), rtol=1e-5)
+    np.testing.assert_allclose(loss, -np.log(probability[np.arange(9), label]), rtol=1e-5)
 
 
 def test_the_next_answers_are_under_way_before_the_last_are_read(monkeypatch):

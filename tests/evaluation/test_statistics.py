@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from bvit.evaluation.statistics import paired_difference, t_interval, wilson_interval
+from bvit.evaluation.statistics import (
+    calibration_error,
+    confusion,
+    paired_difference,
+    t_interval,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -101,3 +107,26 @@ def test_t_interval_is_that_of_scipy():
     assert mean == pytest.approx(0.53)
     # scipy.stats.t.interval(0.95, 2, loc=mean, scale=scipy.stats.sem(values))
     np.testing.assert_allclose(interval, (0.440433, 0.619567), rtol=1e-4)
+
+
+def test_calibration_is_the_gap_of_each_bin_weighted_by_its_images():
+    rng = np.random.default_rng(0)
+    confidence = rng.random(2000).astype(np.float32)
+    confidence[:2] = 0.0, 1.0
+    right = rng.random(2000) < confidence**2
+    edges = np.linspace(0, 1, 16)
+    by_hand = 0.0
+    for low, high in zip(edges, edges[1:], strict=False):
+        inside = (confidence >= low) & ((confidence < high) | (high == 1) & (confidence == 1))
+        gap = abs(right[inside].mean() - confidence[inside].astype(float).mean())
+        by_hand += inside.mean() * gap
+    np.testing.assert_allclose(calibration_error(confidence, right), by_hand, rtol=1e-6)
+    assert calibration_error(np.ones(3, np.float32), np.ones(3, bool)) == 0
+    assert calibration_error(np.array([np.nan]), np.array([False])) == 0
+    assert calibration_error(np.zeros(0), np.zeros(0, bool)) == 0
+
+
+def test_confusion_has_the_accuracy_of_each_class_on_its_diagonal():
+    label, predicted = np.array([0, 0, 0, 0, 2]), np.array([0, 0, 0, 2, 1])
+    shares = confusion(label, predicted, 3)
+    np.testing.assert_allclose(shares, [[0.75, 0, 0.25], [np.nan] * 3, [0, 1, 0]])

@@ -8,14 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 
+from bvit.data.imagenet import class_names
 from bvit.evaluation.evaluator import EvalResult
 from bvit.report import __main__ as report
 from bvit.report import paper, plots
 from bvit.report.comparison import group
 from bvit.report.tables import NOT_RUN
 from bvit.run import Run
-from bvit.tokens import parse
+from bvit.tokens import parse as parse_policy
+
+CALIBRATION = "Cross-entropy and expected calibration error (15 bins)"
 
 
 def result(model, *, condition="mix", init_from="", steps=10, seed=0, rows=(), **train):
@@ -47,6 +51,8 @@ def make_row(condition, policy, top1, budget=None):
         "difference_ci95": None,
         "gflops": 1.0,
         "images_per_s": 10.0,
+        "loss": 1.5,
+        "ece": 0.05,
     }
 
 
@@ -114,6 +120,8 @@ def runs(tmp_path_factory):
             folder = top / f"{condition}{seed}"
             folder.mkdir()
             (folder / "results.json").write_text(json.dumps(saved))
+            (folder / "config.json").write_text(json.dumps(saved["config"]))
+            (folder / "classes.json").write_text('["n01440764", "dog", "cow"]')
             lines = [{"step": s, "loss": 1 / s, "accuracy": s / 10} for s in range(1, 10)]
             lines.append({"step": 10, "loss": None, "accuracy": 1.0})
             (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -129,10 +137,19 @@ def call(capsys):
     return run
 
 
+def parse(text):
+    """Title → lines of a report in Markdown."""
+    tables = {}
+    for part in text.strip().split("### ")[1:]:
+        title, _, table = part.partition("\n\n")
+        lines = [re.split(r" *\| ", f"{line} ")[1:-1] for line in table.strip().splitlines()]
+        tables[title] = [line for line in lines if not set("".join(line)) <= {"-"}]
+    return tables
+
+
 def parse_csv(text):
-    """Title → lines."""
-    parts = text.strip().split("\n\n")
-    return {p.partition("\n")[0]: list(csv.reader(io.StringIO(p)))[1:] for p in parts}
+    """Lines of a CSV report, as mappings."""
+    return list(csv.DictReader(io.StringIO(text)))
 
 
 class Cells(HTMLParser):
@@ -164,24 +181,41 @@ class Cells(HTMLParser):
             self.text = None
 
 
-def test_all_formats_hold_the_same_cells(runs, call, tmp_path):
+def test_both_formats_for_people_hold_the_same_cells(runs, call, tmp_path):
     paths = sorted(runs.iterdir())
     call(*paths, f"--to={tmp_path / 'report.html'}")
     page = Cells((tmp_path / "report.html").read_text())
-    comma = parse_csv(call(*paths, "--format=csv").out)
-    markdown = call(*paths).out
-    assert page.tables == list(comma.values())
+    tables = parse(call(*paths).out)
+    assert page.tables == list(tables.values())
     assert len(page.images) == 4
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
-    for lines in comma.values():
-        for line in lines:
-            assert re.search(r"\| " + r" +\| ".join(map(re.escape, line)) + r" +\|\n", markdown)
-    assert list(comma)[:3] == ["Runs", "Top-1 in % with its 95 % interval", "Results"]
-    assert [len(lines) for lines in comma.values()][:3] == [3, 5, 11]
+    assert list(tables) == ["Runs", "Top-1 in % with its 95 % interval", "Results", CALIBRATION]
+    assert [len(lines) for lines in tables.values()] == [3, 5, 11, 11]
+
+
+def test_the_csv_has_a_line_for_each_run_condition_and_policy(runs, call):
+    lines = parse_csv(call(*sorted(runs.iterdir()), "--format=csv").out)
+    assert len(lines) == 4 * 5
+    one = lines[-1]
+    assert (one["run"], one["train.condition"], one["seed"]) == ("mix1", "mix", "1")
+    assert (one["condition"], one["policy"], float(one["top1"])) == ("region", "drop:8", 0.5)
+    assert (float(one["top1_low"]), float(one["top1_high"])) == (0.47, 0.53)
+    assert one["difference"] == one["difference_low"] == "" and one["n"] == "1000"
+    assert float(one["ece"]) == 0.05
+
+
+def test_the_papers_tables_come_when_asked_for_and_without_other_data(runs, call):
+    tables = parse(call(runs / "mix0", "--paper").out)
+    (title,) = (title for title in tables if title.startswith("Table 5"))
+    assert tables[title][1] == ["vit", "58.04", NOT_RUN, "51.75", NOT_RUN]
+    other = Run(runs / "mix0")
+    assert not paper.is_imagenet(other)
+    other.class_names = tuple(class_names())
+    assert paper.is_imagenet(other)
 
 
 def test_only_what_differs_is_shown_and_seeds_are_averaged(runs, call):
-    tables = parse_csv(call(*sorted(runs.iterdir()), "--format=csv").out)
+    tables = parse(call(*sorted(runs.iterdir())).out)
     overview = tables["Runs"]
     assert [line[:3] for line in overview] == [
         ["runs", "train.condition", "seeds"],
@@ -199,15 +233,13 @@ def test_only_what_differs_is_shown_and_seeds_are_averaged(runs, call):
 
 
 def test_a_single_seed_has_its_interval_over_images(runs, call):
-    row = parse_csv(call(runs / "mix0", "--format=csv").out)["Results"][1]
+    row = parse(call(runs / "mix0").out)["Results"][1]
     assert row[0] == "gaussian:0" and row[3:5] == ["70.00", "[67.0, 73.0]"]
     assert row[-1] == "1000 images"
 
 
 def test_the_matrix_has_a_row_for_what_differs_and_a_column_for_a_condition(runs, call):
-    ((title, lines),) = parse_csv(
-        call(runs / "mix0", runs / "blur0", "--matrix", "--format=csv").out
-    ).items()
+    ((title, lines),) = parse(call(runs / "mix0", runs / "blur0", "--matrix").out).items()
     assert "Top-1" in title
     assert lines[0][:5] == ["train.condition", "policy", "gaussian:0", "gaussian:1", "gaussian:2.5"]
     assert lines[1][:3] == ["blur", "keep", "60.00 [57.0, 63.0]"]
@@ -219,20 +251,23 @@ def test_the_matrix_has_a_row_for_what_differs_and_a_column_for_a_condition(runs
 def answered(runs):
     """The same runs, with answers: under keep mix is right on 6 of 10 images, blur on 5."""
     for path in runs.iterdir():
-        policies = {parse("keep"): 6 if "mix" in path.name else 5, parse("drop:8"): 4}
+        policies = {parse_policy("keep"): 6 if "mix" in path.name else 5, parse_policy("drop:8"): 4}
         ranks = {policy: np.arange(1000) % 10 >= right for policy, right in policies.items()}
-        index = np.arange(1000)
+        index, label = np.arange(1000), np.arange(1000) % 2
         Run(path).write_answers(
-            [EvalResult("region", policy, index, r) for policy, r in ranks.items()]
+            [
+                EvalResult("region", policy, index, r, label, np.where(r, 2, label), index, index)
+                for policy, r in ranks.items()
+            ]
         )
     return runs
 
 
 def test_runs_are_paired_with_a_baseline_in_all_formats(answered, call, tmp_path):
     mixed = [*sorted(answered.glob("mix*")), "--against", *sorted(answered.glob("blur*"))]
-    tables = parse_csv(call(*mixed, "--format=csv").out)
-    title = '"Paired with blur0, blur1"'  # quoted, since there is a comma in it
-    assert list(tables)[:3] == ["Runs", "Results", title]
+    tables = parse(call(*mixed).out)
+    title = "Paired with blur0, blur1"
+    assert list(tables) == ["Runs", "Results", CALIBRATION, title]
     lines = tables[title]
     keep = ["region", "keep", "60.00", "+10.00", "[+8.1, +11.8]", "0: +10.00, 1: +10.00"]
     assert lines[1] == [*keep, "1000 images"]
@@ -243,12 +278,67 @@ def test_runs_are_paired_with_a_baseline_in_all_formats(answered, call, tmp_path
     markdown = call(*mixed, "--against_policy=drop:8", "--matrix").out
     assert "vs baseline's drop:8" in markdown and "+20.00" in markdown
     assert "### Results" not in markdown
+    line = parse_csv(call(*mixed, "--format=csv").out)[3]
+    assert (line["run"], line["condition"], line["policy"]) == ("mix0", "region", "keep")
+    assert float(line["vs_baseline"]) == pytest.approx(0.1)
+    assert float(line["vs_baseline_low"]) < 0.1 < float(line["vs_baseline_high"])
+
+
+def test_classes_have_their_accuracies_and_what_they_are_taken_for(answered, call):
+    tables = parse(call(answered / "mix0", "--classes").out)
+    assert tables["mix0: accuracy of each class under keep"] == [
+        ["class", "images", "region %", "most often taken for"],
+        ["tench", "500", "60.0", "cow (40 %)"],
+        ["dog", "500", "60.0", "cow (40 %)"],
+    ]
+    assert "drop:8" in call(answered / "mix0", "--classes=drop:8").out
+    with pytest.raises(SystemExit):
+        call(answered / "mix0", "--classes=zero")
 
 
 def test_plots_are_written_where_they_are_asked_for(runs, call, tmp_path):
     files = [tmp_path / "sigma.png", tmp_path / "tradeoff.png"]
-    call(*runs.iterdir(), f"--sigma={files[0]}", f"--tradeoff={files[1]}")
+    folder = tmp_path / "figures"
+    call(*runs.iterdir(), f"--sigma={files[0]}", f"--tradeoff={files[1]}", f"--figures={folder}")
+    names = ["accuracy", "curves", "sigma", "tradeoff"]
+    assert sorted(file.name for file in folder.glob("*.png")) == [f"{n}.png" for n in names]
+    files += [folder / f"{name}.pdf" for name in names]
     assert all(file.stat().st_size > 5000 for file in files)
+
+
+def test_a_policy_has_one_color_in_all_figures():
+    rows = [make_row("region", "keep", 0.6), make_row("region", "merge", 0.5, 8)]
+    rows += [make_row("region", "merge", 0.4, 4), make_row("blur", "keep", 0.7)]
+    lines = [{"step": step, "loss": 1.0, "accuracy": 0.5} for step in (1, 2)]
+    tested = [{"step": step, "region/merge:8": 0.5, "region/keep": 0.5} for step in (1, 2)]
+    for chosen in (rows, [rows[3], rows[1]]):
+        figures = plots.draw({"": chosen}, {"": [lines]}, {"": [tested]})
+        assert set(figures) == {"accuracy", "tradeoff", "curves"}
+        drawn = [
+            (label.partition(":")[0], to_rgb(getattr(handle, "lines", [handle])[0].get_color()))
+            for figure in figures.values()
+            for axes in figure.axes
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+            if label in ("keep", "merge", "merge:8")
+        ]
+        assert set(drawn) == {(name, to_rgb(plots.COLORS[name])) for name in ("keep", "merge")}
+
+
+def test_a_panels_ticks_do_not_touch_those_of_its_neighbour():
+    rows = [make_row(name, "merge", 0.5, b) for name in ("sharp", "blur", "region") for b in (8, 4)]
+    for i, row in enumerate(rows):
+        row["gflops"] = 0.125 - 0.0004 * i
+    figure = plots.draw_tradeoff({"": rows})
+    plots.pixels(figure)  # lays it out
+    for line in (figure.axes[:3], figure.axes[3:]):
+        boxes = [
+            tick.label1.get_window_extent()
+            for axes in line
+            for tick in axes.xaxis.get_major_ticks()
+            if axes.get_xlim()[0] <= tick.get_loc() <= axes.get_xlim()[1]
+        ]
+        gaps = [right.x0 - left.x1 for left, right in zip(boxes, boxes[1:], strict=False)]
+        assert min(gaps) > boxes[0].height
 
 
 def test_each_group_and_policy_is_a_line_of_its_own():
@@ -264,7 +354,7 @@ def test_each_group_and_policy_is_a_line_of_its_own():
         "mix, keep",
         "blur, keep",
     }
-    assert "tradeoff" not in plots.draw({"": rows[2:]}, {"": []})
+    assert "tradeoff" not in plots.draw({"": rows[2:]}, {"": []}, {"": []})
 
 
 def test_what_is_no_finished_run_is_named_and_the_others_are_reported(runs, tmp_path, call, capsys):

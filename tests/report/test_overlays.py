@@ -1,6 +1,6 @@
 import numpy as np
 
-from bvit.report.overlays import DIMMED, FRAME, LINES, draw, sheet
+from bvit.report.overlays import DIMMED, FRAME, LINES, RIGHT, WRONG, draw, sheet
 from bvit.report.plots import pixels
 
 EACH = np.arange(144).reshape(12, 12)  # every patch has a token of its own
@@ -44,11 +44,18 @@ def test_small_images_are_enlarged():
     np.testing.assert_array_equal(drawn[1::3, 1::3], image)
 
 
-def test_a_sheet_has_a_row_for_each_policy():
+def test_a_sheet_has_a_row_for_each_policy_with_its_labels():
     images = np.stack([make_image()] * 2)
-    where = np.stack([EACH] * 2)
-    one = pixels(sheet(images, {"zero": where - where - 1}))
-    two = pixels(sheet(images, {"zero": where - where - 1, "cluster:31": where // 4}))
-    assert one.dtype == np.uint8 and one.shape[1:] == two.shape[1:]
-    assert two.shape[0] > one.shape[0]
-    assert pixels(sheet(images, {})).std() > 10
+    where = {"zero": np.stack([EACH - EACH - 1] * 2), "cluster:31": np.stack([EACH // 4] * 2)}
+    answers = {"keep": ["cat", "dog"], "zero": ["cow", "dog"], "cluster:31": ["a" * 30, "dog"]}
+    figure = sheet(images, where, answers, ["cat", "dog"])
+    assert pixels(figure).std() > 10
+    rows = np.array(figure.axes).reshape(3, 2)
+    assert [row[0].get_ylabel() for row in rows] == ["keep", "zero", "cluster:31"]
+    assert [cell.get_title() for cell in rows[0]] == ["cat", "dog"]
+    texts = [[cell.xaxis.label for cell in row] for row in rows]
+    assert [text[0].get_text() for text in texts] == ["cat", "cow", "a" * 19 + "…"]
+    colors = [[text.get_color() for text in row] for row in texts]
+    assert colors == [[RIGHT, RIGHT], [WRONG, RIGHT], [WRONG, RIGHT]]
+    (alone,) = sheet(images[:1], {}, {}, ["cat"]).axes
+    assert alone.get_ylabel() == "image"

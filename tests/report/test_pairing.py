@@ -23,7 +23,10 @@ def make_run(tmp_path):
         run = Run(tmp_path / name)
         run.path.mkdir()
         if cells is not None:
-            outcomes = [EvalResult(*cell, index, rng.integers(0, 3, len(index))) for cell in cells]
+            outcomes = [
+                EvalResult(*cell, index, rng.integers(0, 3, len(index)), *[index] * 4)
+                for cell in cells
+            ]
             run.write_answers(outcomes)
         config = {"seed": seed, "model": {"name": "vit"}, **settings}
         run.results = {"config": config, "seed": seed, "step": 1, "rows": []}

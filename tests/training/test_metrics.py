@@ -8,14 +8,16 @@ from tensorboard.backend.event_processing import data_provider, plugin_event_mul
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.context import RequestContext
 from tensorboard.plugins import base_plugin
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
 from bvit.run import Run
+from bvit.training import metrics
 from bvit.training.metrics import MetricsWriter
 
 
 def curves(folder):
-    events = EventAccumulator(str(folder / "tensorboard"))
+    events = EventAccumulator(str(folder))
     events.Reload()
     return events
 
@@ -74,12 +76,39 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_curves_that_cannot_be_written_do_not_stop_the_run(tmp_path):
-    (tmp_path / "tensorboard").write_text("a file where the folder should be")
+def test_curves_that_cannot_be_written_do_not_stop_the_run(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(metrics, "SummaryWriter", full)
     writer = MetricsWriter(tmp_path)
     writer.scalars(1, {"loss": 1.0})
     writer.close()
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": 1.0}
+
+
+def test_validation_is_beside_training(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    values = {"valid_loss": 1.0, "valid_accuracy": 0.5, "valid_accuracy/merge:7": 0.25}
+    writer.validation(2, values)
+    writer.close()
+    assert Run(tmp_path).metrics == [{"step": 2, **values}]
+    tags = {"valid/loss", "valid/accuracy", "valid_accuracy/merge_7"}
+    assert set(curves(tmp_path).Tags()["scalars"]) == tags
+
+
+def test_tensorboard_has_the_settings_as_text_and_a_chart_of_all_policies(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    writer.config({"seed": 0, "train.condition": "mix"})
+    writer.compare_policies(["sharp", "gaussian:1.5"])
+    writer.close()
+    events = curves(tmp_path)
+    (event,) = events.Tensors("config/text_summary")
+    assert b"| train.condition | `'mix'` |" in event.tensor_proto.string_val[0]
+    (event,) = events.Tensors("custom_scalars__config__")
+    layout = Layout.FromString(event.tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
+    assert charts == {"sharp": ["test_sharp/.*"], "gaussian:1.5": ["test_gaussian/1.5/.*"]}
 
 
 def test_images_reach_tensorboard(tmp_path):
