@@ -68,7 +68,12 @@ def default_config() -> ConfigDict:
     # Random changes of colour, before the blur: strengths of brightness, contrast, saturation (each
     # up to 1) and hue (up to 0.5), as (0.4, 0.4, 0.4, 0.1); () = off.
     c.train.color_jitter = ()
+    # RandAugment before the blur: operations for each image and their magnitude in [0, 1], as
+    # (2, 0.3); () = off.
+    c.train.rand_augment = ()
     c.train.mixup = 0.0  # α of Beta(α, α), by which pairs of pictures are mixed; 0 = off
+    # The same, by which a box of one is pasted into the other; with mixup, each pair draws one.
+    c.train.cutmix = 0.0
     c.train.ema_decay = 0.0  # moving average of the parameters, used in evaluation; 0 = off
     # Weight of the divergence from the logits that all tokens give in the same step: a forward pass
     # more for each step under another policy than keep. 0 = off; ViTs only.

@@ -105,9 +105,12 @@ def assemble(
         c.train.batch_size, mesh, name="train.batch_size", accumulate=c.train.accumulate
     )
     sharding.check_batch(c.eval.batch_size, mesh, name="eval.batch_size")
-    if c.train.mixup and c.train.batch_size // sharding.batch_shares(mesh) % 2:
+    pairs = "train.mixup" if c.train.mixup else "train.cutmix"
+    if (c.train.mixup or c.train.cutmix) and (
+        c.train.batch_size // sharding.batch_shares(mesh) % 2
+    ):
         raise ValueError(
-            "train.mixup mixes images in pairs: each device needs an even share of "
+            f"{pairs} mixes images in pairs: each device needs an even share of "
             f"train.batch_size={c.train.batch_size}, got {sharding.batch_shares(mesh)} devices."
         )
     train_source, valid_source, test_source = open_sources(c)

@@ -12,6 +12,7 @@ from typing import Any
 
 from bvit.config import valid_share, words
 from bvit.data.decode import INTERPOLATIONS
+from bvit.image.augment import MOST_OPERATIONS
 from bvit.image.checks import short
 from bvit.image.color import MAX_STRENGTHS
 from bvit.image.focus_measures import FOCUS_MEASURES
@@ -124,6 +125,20 @@ def _are_strengths(value: Any) -> bool:
     return all(_is_number(one) and 0 <= one <= most for one, most in limits)
 
 
+def _is_rand_augment(value: Any) -> bool:
+    if not (_is_list(value) and len(value) in (0, 2)):
+        return False
+    if not value:
+        return True
+    count, magnitude = value
+    return (
+        _is_whole(count)
+        and 1 <= count <= MOST_OPERATIONS
+        and _is_number(magnitude)
+        and 0 <= magnitude <= 1
+    )
+
+
 def _are_steps(value: Any) -> bool:
     if not (_is_list(value) and all(map(_is_whole, value))):
         return False
@@ -185,7 +200,13 @@ RULES: Mapping[str, Rule] = {
         "(0.4, 0.4, 0.4, 0.1)",
         _are_strengths,
     ),
+    "train.rand_augment": Rule(
+        f"() or a number of operations up to {MOST_OPERATIONS} and a magnitude from 0 to 1, as "
+        "(2, 0.3)",
+        _is_rand_augment,
+    ),
     "train.mixup": number(0, note=" (0: off)"),
+    "train.cutmix": number(0, note=" (0: off)"),
     "train.ema_decay": share(note=" (0: off)"),
     "train.distill": number(0, note=" (0: off)"),
     "train.distill_temperature": above(0),

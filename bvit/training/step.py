@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from bvit.classify import Inputs, forward, prepare
+from bvit.image.augment import random_augment
 from bvit.image.color import MAX_STRENGTHS, random_color_jitter
 from bvit.image.conditions import apply_condition, indexed_keys
 from bvit.image.pixels import to_float
@@ -40,7 +41,10 @@ class Hyperparameters:
       std: normalisation of the pixels.
       label_smoothing: share of the target that is spread over all classes.
       color_jitter: strengths of `bvit.image.color.random_color_jitter`, in its order; () = off.
+      rand_augment: operations and magnitude of `bvit.image.augment.random_augment`; () = off.
       mixup: α of Beta(α, α), by which neighbours are mixed (Zhang et al. 2018); 0 = off.
+      cutmix: α of Beta(α, α), by which a box of a neighbour is pasted (Yun et al. 2019); 0 = off.
+        With mixup, each pair draws one of the two.
       ema_decay: of the moving average of the parameters; only read where the state keeps one.
       accumulate: parts of a batch that are computed one after another, see `accumulate`.
       skip_nonfinite: leave the state as it was when the loss or a gradient is not finite.
@@ -58,7 +62,9 @@ class Hyperparameters:
     std: tuple[float, ...]
     label_smoothing: float = 0.0
     color_jitter: tuple[float, ...] = ()
+    rand_augment: tuple[float, ...] = ()
     mixup: float = 0.0
+    cutmix: float = 0.0
     ema_decay: float = 0.0
     accumulate: int = 1
     skip_nonfinite: bool = False
@@ -77,8 +83,66 @@ def _mix_pairs(keys: Array, values: Float[Array, "n ..."], alpha: float) -> Floa
     """Mixes images 2i and 2i+1 of a batch: neighbours lie on one device, so nothing is sent."""
     share = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
     share = share.reshape((-1,) + (1,) * (values.ndim - 1)).astype(values.dtype)
-    partner = values.reshape(-1, 2, *values.shape[1:])[:, ::-1].reshape(values.shape)
-    return share * values + (1 - share) * partner
+    return share * values + (1 - share) * _partners(values)
+
+
+def _partners(values: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+    """Images 2i and 2i+1 of a batch, exchanged."""
+    return values.reshape(-1, 2, *values.shape[1:])[:, ::-1].reshape(values.shape)
+
+
+def cut_pairs(
+    keys: Array, image: Float[Array, "n h w c"], target: Float[Array, "n classes"], alpha: float
+) -> tuple[Float[Array, "n h w c"], Float[Array, "n classes"]]:
+    """Exchanges a box between images 2i and 2i+1 of a batch (CutMix, Yun et al. 2019, section 3).
+
+    The box has the shape of the image, a drawn share of its area and a uniform centre; what lies
+    outside of the image is cut off. The key of the first image of a pair decides for both. The
+    targets are mixed by the area that was exchanged.
+
+    Args:
+      keys: one for each image.
+      image: an even number of images.
+      target: a distribution over the classes for each.
+      alpha: of Beta(α, α), from which the share is drawn.
+    """
+    height, width = image.shape[1:3]
+
+    def box(key: Array) -> Array:
+        area_key, place_key = jax.random.split(key)
+        half = jnp.sqrt(1 - jax.random.beta(area_key, alpha, alpha)) / 2
+        centre = jax.random.uniform(place_key, (2,))
+        rows = jnp.abs((jnp.arange(height) + 0.5) / height - centre[0]) < half
+        columns = jnp.abs((jnp.arange(width) + 0.5) / width - centre[1]) < half
+        return rows[:, None] & columns
+
+    inside = jnp.repeat(jax.vmap(box)(keys[::2]), 2, axis=0)
+    share = inside.mean((1, 2))[:, None].astype(target.dtype)
+    return (
+        jnp.where(inside[..., None], _partners(image), image),
+        (1 - share) * target + share * _partners(target),
+    )
+
+
+def _mix(
+    keys: Array,
+    image: Float[Array, "n h w 3"],
+    target: Float[Array, "n classes"],
+    hyper: Hyperparameters,
+) -> tuple[Float[Array, "n h w 3"], Float[Array, "n classes"]]:
+    """Mixes the images of each pair, or exchanges a box, as the hyperparameters say."""
+    if not hyper.cutmix:
+        return tuple(_mix_pairs(keys, values, hyper.mixup) for values in (image, target))
+    pair_keys = jax.vmap(lambda key: jax.random.split(key, 2))(keys)
+    cut = cut_pairs(pair_keys[:, 0], image, target, hyper.cutmix)
+    if not hyper.mixup:
+        return cut
+    cuts = jnp.repeat(jax.vmap(jax.random.bernoulli)(pair_keys[::2, 1]), 2)
+    mixed = (_mix_pairs(keys, values, hyper.mixup) for values in (image, target))
+    return tuple(
+        jnp.where(cuts.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+        for a, b in zip(cut, mixed, strict=True)
+    )
 
 
 def make_inputs(
@@ -98,10 +162,14 @@ def make_inputs(
     if hyper.color_jitter:
         strengths = dict(zip(MAX_STRENGTHS, hyper.color_jitter, strict=True))
         image = random_color_jitter(keys[:, 3], image, **strengths)
+    if hyper.rand_augment:
+        operations, magnitude = hyper.rand_augment
+        augment_keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys[:, 3])
+        options = {"operations": int(operations), "magnitude": magnitude}
+        image = random_augment(augment_keys, image, **options)
     image = apply_condition(hyper.condition, keys[:, 0], image)
-    if hyper.mixup:
-        image = _mix_pairs(keys[:, 1], image, hyper.mixup)
-        target = _mix_pairs(keys[:, 1], target, hyper.mixup)
+    if hyper.mixup or hyper.cutmix:
+        image, target = _mix(keys[:, 1], image, target, hyper)
     options = {"mean": hyper.mean, "std": hyper.std, "key": keys[:, 2]}
     whole = prepare(model, image, Keep(), **options) if hyper.has_full_pass else None
     return prepare(model, image, hyper.policy, **options), target, whole

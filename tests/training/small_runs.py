@@ -22,7 +22,12 @@ PLAIN = Hyperparameters(
 )
 # All that draws random numbers at once.
 FULL = dataclasses.replace(
-    PLAIN, condition="sharp+blur", label_smoothing=0.1, color_jitter=(0.2, 0.2, 0.2, 0.1), mixup=0.2
+    PLAIN,
+    condition="sharp+blur",
+    label_smoothing=0.1,
+    color_jitter=(0.2, 0.2, 0.2, 0.1),
+    mixup=0.2,
+    cutmix=1.0,
 )
 VIT = VisionTransformer(
     num_classes=CLASSES,

@@ -26,7 +26,7 @@ from bvit.classify import prepare
 from bvit.image.conditions import indexed_keys
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD, to_float
 from bvit.tokens import parse
-from bvit.training.step import AUX_WEIGHT, make_gradients, make_inputs
+from bvit.training.step import AUX_WEIGHT, cut_pairs, make_gradients, make_inputs
 
 
 def test_training_learns_a_batch_by_heart():
@@ -107,6 +107,42 @@ def test_auxiliary_heads_add_to_the_loss_with_their_weight():
     np.testing.assert_allclose(
         metrics[0]["loss"], loss("head") + AUX_WEIGHT * loss("aux"), rtol=1e-5
     )
+
+
+def test_cutmix_exchanges_a_box_and_mixes_the_targets_by_its_area():
+    n, classes = 64, 5
+    image = np.broadcast_to(np.arange(n, dtype=np.float32)[:, None, None, None], (n, 12, 16, 3))
+    target = np.eye(classes, dtype=np.float32)[np.arange(n) % classes]
+    keys = jax.random.split(jax.random.key(0), n)
+    mixed, targets = map(np.asarray, cut_pairs(keys, image, target, 1.0))
+    partner = np.arange(n) ^ 1
+    inside = mixed[..., 0] == partner[:, None, None]
+    assert (inside | (mixed[..., 0] == np.arange(n)[:, None, None])).all()
+    np.testing.assert_array_equal(inside, inside[partner])
+    for box in inside:  # a rectangle
+        rows, columns = box.any(1), box.any(0)
+        np.testing.assert_array_equal(box, rows[:, None] & columns)
+        assert all(np.diff(np.flatnonzero(side)).max(initial=1) == 1 for side in (rows, columns))
+    share = inside.mean((1, 2))[:, None]
+    assert share.std() > 0.1 and 0.1 < share.mean() < 0.5
+    np.testing.assert_allclose(targets, (1 - share) * target + share * target[partner], atol=1e-6)
+    few, _ = cut_pairs(keys[4:8], image[4:8], target[4:8], 1.0)
+    np.testing.assert_array_equal(few, mixed[4:8])
+
+
+def test_with_mixup_and_cutmix_each_pair_draws_one():
+    hyper = dataclasses.replace(PLAIN, mixup=1.0, cutmix=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
+    n = 64
+    image = np.zeros((n, 16, 16, 3), np.uint8)
+    image[1::2] = 255
+    target = np.eye(2, dtype=np.float32)[np.arange(n) % 2]
+    keys = jax.random.split(jax.random.key(0), n)
+    inputs, targets, _ = make_inputs(QUIET_VIT, keys, image, target, hyper)
+    pixels = np.asarray(inputs.image)
+    boxes = np.isin(pixels, [0.0, 1.0]).all((1, 2, 3))  # a mixed image is grey
+    np.testing.assert_array_equal(boxes[::2], boxes[1::2])
+    assert 0.25 < boxes.mean() < 0.75
+    np.testing.assert_allclose(np.asarray(targets)[:, 1], pixels.mean((1, 2, 3)), atol=1e-5)
 
 
 def test_mixup_mixes_pictures_and_targets_of_a_pair_by_the_same_share():
