@@ -1,0 +1,122 @@
+"""Scaled dot-product attention: cuDNN's fused kernel where there is one, and XLA's otherwise."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+IMPLEMENTATIONS = ("auto", "plain", "cudnn")
+
+# cuDNN's kernel takes heads of a multiple of 8 features, and up to 128 on every GPU that has it.
+HEAD_MULTIPLE, MOST_HEAD = 8, 128
+HALF = (jnp.bfloat16, jnp.float16)
+# What is added to the logits of padding. exp(-1000) is 0 in every dtype, and 1000 times the square
+# root of MOST_HEAD is within float16.
+PADDING_BIAS = -1000.0
+
+Heads = Float[Array, "n t heads head_dim"]
+
+
+def attend(
+    query: Heads,
+    key: Float[Array, "n s heads head_dim"],
+    value: Float[Array, "n s heads head_dim"],
+    *,
+    mask: Bool[Array, "n s"] | None = None,
+    bias: Float[Array, "n s"] | None = None,
+    implementation: str = "auto",
+) -> Heads:
+    """softmax(query·key / √head_dim + bias) · value, for each head; the softmax is in float32.
+
+    Args:
+      query: what asks.
+      key: what is asked.
+      value: what is mixed.
+      mask: False for keys that are padding, which get no weight.
+      bias: finite; added to the logits of each key.
+      implementation: "plain": XLA's. "cudnn": cuDNN's fused kernel, for half precision on NVIDIA
+        GPUs of compute capability 8.0 or newer. "auto": cuDNN's where it can be used. Static.
+
+    Raises:
+      ValueError: cuDNN's kernel is asked for and does not take such arrays.
+    """
+    plain = functools.partial(_plain, mask=mask, bias=bias)
+    fused = functools.partial(_fused, mask=mask, bias=bias)
+    problem = _problem(query, folds=mask is not None or bias is not None)
+    if implementation == "cudnn":
+        if problem:
+            raise ValueError(f"attention=cudnn {problem}; use attention=auto or plain.")
+        return fused(query, key, value)
+    if implementation == "plain" or problem or not has_cudnn():
+        return plain(query, key, value)
+    return lax.platform_dependent(query, key, value, cuda=fused, default=plain)
+
+
+@functools.cache
+def has_cudnn() -> bool:
+    """Whether JAX's default device is an NVIDIA GPU with cuDNN's fused attention."""
+    device = jax.devices()[0]
+    if device.platform != "gpu" or "cuda" not in device.client.platform_version:
+        return False
+    return float(device.compute_capability) >= 8.0
+
+
+def _problem(query: Heads, *, folds: bool) -> str:
+    """Why cuDNN's kernel does not take the arrays; "" if it does."""
+    if query.dtype not in HALF:
+        return f"needs bfloat16 or float16: got {query.dtype}"
+    if (size := query.shape[-1]) + 2 * folds > MOST_HEAD:
+        return f"takes heads of up to {MOST_HEAD - 2 * folds} features here: got {size}"
+    return ""
+
+
+def _plain(
+    query: Heads, key: Heads, value: Heads, *, mask: Array | None, bias: Array | None
+) -> Heads:
+    mask, bias = over_queries(mask), over_queries(bias)
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, bias=bias)
+
+
+def over_queries(x: Array | None) -> Array | None:
+    """One value for each key, [n, s], as [n, heads, queries, keys]."""
+    return None if x is None else x[:, None, None, :]
+
+
+def _fused(
+    query: Heads, key: Heads, value: Heads, *, mask: Array | None, bias: Array | None
+) -> Heads:
+    """cuDNN's kernel; what is added to the logits becomes two more features of the keys.
+
+    As an array of its own, [n, heads, t, s], cuDNN would read it once a head, and could not
+    differentiate for an odd number of tokens.
+    """
+    size = query.shape[-1]
+    scale = 1 / np.sqrt(size)
+    if mask is not None:
+        bias = jnp.where(mask, 0 if bias is None else bias, PADDING_BIAS)
+    if bias is not None:
+        # What rounding leaves of the first is in the second, so that their sum is as good as bias.
+        bias = bias.astype(jnp.float32) / scale
+        high = bias.astype(key.dtype)
+        parts = jnp.stack([high, (bias - high.astype(jnp.float32)).astype(key.dtype)], axis=-1)
+        key = jnp.concatenate([key, _per_head(parts, key)], axis=-1)
+        query = jnp.concatenate([query, jnp.ones((*query.shape[:-1], 2), query.dtype)], axis=-1)
+    query, key, value = (_padded(x) for x in (query, key, value))
+    if (short := query.shape[-1] - value.shape[-1]) > 0:
+        value = jnp.pad(value, [(0, 0)] * 3 + [(0, short)])
+    mixed = jax.nn.dot_product_attention(query, key, value, scale=scale, implementation="cudnn")
+    return mixed[..., :size]
+
+
+def _per_head(
+    parts: Float[Array, "n s two"], like: Float[Array, "n s heads head_dim"]
+) -> Float[Array, "n s heads two"]:
+    return jnp.broadcast_to(parts[:, :, None], (*like.shape[:-1], parts.shape[-1]))
+
+
+def _padded(x: Heads) -> Float[Array, "n t heads padded"]:
+    """Zeros behind the features, up to a number of them that cuDNN takes."""
+    return jnp.pad(x, [(0, 0)] * 3 + [(0, -x.shape[-1] % HEAD_MULTIPLE)])
