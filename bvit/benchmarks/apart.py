@@ -1,5 +1,6 @@
 """Functions in a process of their own: two frameworks in one share its threads and its memory."""
 
+import functools
 import multiprocessing
 import threading
 import time
@@ -25,7 +26,7 @@ class Peers(NamedTuple):
 
 
 def start(names: Sequence[str], make: Callable[..., Peers], *arguments: Any) -> list[Function]:
-    """Starts a process, and goes on while it prepares.
+    """Functions of a process that starts when the first of them is called.
 
     Args:
       names: of the functions that are wanted.
@@ -34,26 +35,27 @@ def start(names: Sequence[str], make: Callable[..., Peers], *arguments: Any) -> 
 
     Returns:
       The functions. Each does there what it is for, and returns the seconds that it took; it raises
-      Unavailable where that can't be done. The process ends when none is left.
+      Unavailable where that can't be done. The process ends when none of them is left.
     """
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    context.Process(target=_serve, args=(there, make, arguments), daemon=True).start()
-    there.close()
-    lock = threading.Lock()
-    return [_Remote(here, lock, name) for name in names]
+    process = _Process(make, arguments)
+    return [functools.partial(process.seconds, name) for name in names]
 
 
-class _Remote:
-    """A function of the other process."""
+class _Process:
+    def __init__(self, make: Callable[..., Peers], arguments: Sequence[Any]) -> None:
+        self._target, self._lock = (make, arguments), threading.Lock()
+        self._connection: Connection | None = None
 
-    def __init__(self, connection: Connection, lock: threading.Lock, name: str) -> None:
-        self._connection, self._lock, self._name = connection, lock, name
-
-    def __call__(self) -> float:
+    def seconds(self, name: str) -> float:
+        """Has a function called there."""
         with self._lock:
+            if self._connection is None:
+                context = multiprocessing.get_context("spawn")
+                self._connection, there = context.Pipe()
+                context.Process(target=_serve, args=(there, *self._target), daemon=True).start()
+                there.close()
             try:
-                self._connection.send(self._name)
+                self._connection.send(name)
                 answer = self._connection.recv()
             except (EOFError, OSError) as error:
                 raise Unavailable("its process ended") from error

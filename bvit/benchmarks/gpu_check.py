@@ -1,7 +1,8 @@
 """What launch/gpu_check.sh runs: the suites that matter on a GPU, each within a time of its own.
 
 Every section is a process, so that an error or a hang in one loses nothing of the others. After
-each, everything measured so far is written to gpu_check.json and, as a table, to gpu_check.md.
+each, everything measured so far is written to gpu_check.json and, as a table, to gpu_check.md; what
+the processes print goes to gpu_check.log.
 """
 
 import contextlib
@@ -160,6 +161,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}.")
     began, out = time.monotonic(), Path(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
+    (out / "gpu_check.log").write_text("")
     found = {"machine": machine(), "sections": [], "rows": [], "training": []}
     failed = []
     with tempfile.TemporaryDirectory() as name:
@@ -177,7 +179,8 @@ def main(argv: Sequence[str]) -> None:
                 print(output[-TAIL:], flush=True)
             took = time.monotonic() - start
             print(f"{section.name}: {status}, {took:.0f} s", flush=True)
-            (out / f"{section.name}.log").write_text(output)
+            with (out / "gpu_check.log").open("a") as log:
+                log.write(f"== {section.name}\n{output}\n")
             ended = {"name": section.name, "status": status, "seconds": took}
             found["sections"].append(ended)
             with contextlib.suppress(FileNotFoundError):
