@@ -86,7 +86,9 @@ def _training(folder: Path, *, smoke: bool, data: str | None) -> list[str]:
         "train.steps": 4 if smoke else 40,
         "log.every_steps": 2 if smoke else 10,
         "eval.every_steps": 0,
+        "eval.conditions": "sharp",
         "eval.policies": "keep,cluster:0.5",
+        "tokens.policy": "keep",
     }
     if data:
         options |= {

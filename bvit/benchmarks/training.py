@@ -1,6 +1,7 @@
 """A whole training step: what blur adds to it, and what fewer tokens save."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -96,17 +97,23 @@ def make_step(
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )
-    create = jax.jit(
-        lambda key: create_state(key, model=model, optimizer=_optimizer(), image_size=size),
-        out_shardings=sharding.replicated(mesh),
-    )
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (batch_size, size, size, 3), np.uint8),
         "label": rng.integers(0, CLASSES, batch_size).astype(np.int32),
     }
     batch = jax.device_put(batch, sharding.batch_sharding(mesh))
-    return Step(model, hyper, mesh, create(jax.random.key(0)), batch)
+    return Step(model, hyper, mesh, _state(model, size, mesh), batch)
+
+
+@functools.lru_cache(maxsize=1)
+def _state(model: nn.Module, size: int, mesh: Mesh) -> TrainState:
+    """The state that all steps of a model start from."""
+    create = jax.jit(
+        lambda key: create_state(key, model=model, optimizer=_optimizer(), image_size=size),
+        out_shardings=sharding.replicated(mesh),
+    )
+    return create(jax.random.key(0))
 
 
 def _optimizer() -> optax.GradientTransformation:
