@@ -90,33 +90,37 @@ def _fused(
 ) -> Heads:
     """cuDNN's kernel; what is added to the logits becomes two more features of the keys.
 
-    As an array of its own, [n, heads, t, s], cuDNN would read it once a head, and could not
-    differentiate for an odd number of tokens.
+    As an array of its own, [n, heads, t, s], cuDNN would read it once a head. Its gradient takes
+    even numbers of tokens alone, so that one more is added to odd ones, as padding.
     """
-    size = query.shape[-1]
-    scale = 1 / np.sqrt(size)
+    (count, queries, _, size), keys = query.shape, key.shape[1]
+    scale, lengths = 1 / np.sqrt(size), {}
     if mask is not None:
         bias = jnp.where(mask, 0 if bias is None else bias, PADDING_BIAS)
     if bias is not None:
         # What rounding leaves of the first is in the second, so that their sum is as good as bias.
         bias = bias.astype(jnp.float32) / scale
+        bias = jnp.pad(bias, [(0, 0), (0, keys % 2)], constant_values=PADDING_BIAS / scale)
         high = bias.astype(key.dtype)
-        parts = jnp.stack([high, (bias - high.astype(jnp.float32)).astype(key.dtype)], axis=-1)
-        key = jnp.concatenate([key, _per_head(parts, key)], axis=-1)
-        query = jnp.concatenate([query, jnp.ones((*query.shape[:-1], 2), query.dtype)], axis=-1)
-    query, key, value = (_padded(x) for x in (query, key, value))
-    if (short := query.shape[-1] - value.shape[-1]) > 0:
-        value = jnp.pad(value, [(0, 0)] * 3 + [(0, short)])
-    mixed = jax.nn.dot_product_attention(query, key, value, scale=scale, implementation="cudnn")
-    return mixed[..., :size]
+        low = (bias - high.astype(jnp.float32)).astype(key.dtype)
+        extra = jnp.stack([high, low], axis=-1)[:, :, None]
+    elif queries % 2 or keys % 2:
+        lengths = {
+            "query_seq_lengths": jnp.full(count, queries, jnp.int32),
+            "key_value_seq_lengths": jnp.full(count, keys, jnp.int32),
+        }
+    query, key, value = (_padded(x, 0 if bias is None else 2) for x in (query, key, value))
+    if bias is not None:
+        query = query.at[..., size : size + 2].set(1)
+        key = key.at[..., size : size + 2].set(extra)
+    mixed = jax.nn.dot_product_attention(
+        query, key, value, scale=scale, implementation="cudnn", **lengths
+    )
+    return mixed[:, :queries, :, :size]
 
 
-def _per_head(
-    parts: Float[Array, "n s two"], like: Float[Array, "n s heads head_dim"]
-) -> Float[Array, "n s heads two"]:
-    return jnp.broadcast_to(parts[:, :, None], (*like.shape[:-1], parts.shape[-1]))
-
-
-def _padded(x: Heads) -> Float[Array, "n t heads padded"]:
-    """Zeros behind the features, up to a number of them that cuDNN takes."""
-    return jnp.pad(x, [(0, 0)] * 3 + [(0, -x.shape[-1] % HEAD_MULTIPLE)])
+def _padded(x: Heads, features: int) -> Float[Array, "n t2 heads padded"]:
+    """Zeros for so many more features, up to an even number of tokens and what cuDNN takes."""
+    _, tokens, _, size = x.shape
+    more = features + -(size + features) % HEAD_MULTIPLE
+    return jnp.pad(x, [(0, 0), (0, tokens % 2), (0, 0), (0, more)])
