@@ -76,7 +76,7 @@ def sections(folder: Path, *, smoke: bool, data: str | None) -> list[Section]:
         suite("train", 90, 5),
         suite("image", 40, 9),
         Section("training", ["bvit.main", *_training(folder, smoke=smoke, data=data)], 75),
-        Section("tests", ["pytest", "-q", "-x", "-p", "no:cacheprovider", *TESTS], 75, exact),
+        Section("tests", ["pytest", "-q", "-p", "no:cacheprovider", *TESTS], 75, exact),
     ]
 
 

@@ -8,7 +8,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,8 +31,6 @@ LONG = 0.25
 # On accelerators calls of a function follow one another for so many seconds before their results
 # are waited for, so that starting one does not count.
 BURST = 0.1
-# Programs for accelerators that are compiled at once: XLA uses few cores for one.
-COMPILING = 8
 
 
 class Unavailable(Exception):
@@ -126,16 +123,12 @@ def measure(cases: Sequence[Case], *, repeats: int) -> list[Row]:
 def _first_calls(functions: Sequence[Function]) -> tuple[dict[Function, float], dict]:
     """The seconds of the first calls, which compile, and the errors of those that failed."""
     first, failed = {}, {}
-
-    def call(function: Function) -> None:
+    for function in tqdm(functions, desc="compiling", leave=False):
         try:
             first[function] = _seconds(function)
         except Exception as error:  # one that runs out of memory, say, must not end the others
             failed[function] = reason(error)
-
-    with ThreadPoolExecutor(COMPILING if on_accelerator() else 1) as pool:
-        list(tqdm(pool.map(call, functions), desc="compiling", total=len(functions), leave=False))
-    return {f: first[f] for f in functions if f in first}, failed
+    return first, failed
 
 
 def reason(error: Exception) -> str:
@@ -202,11 +195,6 @@ def _seconds(function: Function, calls: int = 1) -> float:
             return result
     jax.block_until_ready(result)
     return (time.perf_counter() - began) / calls
-
-
-def flops(function: Callable, *arguments: Any) -> float:
-    """Operations of a jitted function, by XLA's count before it is compiled."""
-    return float(function.lower(*arguments).cost_analysis()["flops"])
 
 
 def machine() -> str:

@@ -1,7 +1,6 @@
 """Networks forwards, and forwards and backwards, beside timm's and torchvision's."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +11,9 @@ from jaxtyping import Array, PyTree
 
 from bvit import models
 from bvit.benchmarks import apart, torch_peers
-from bvit.benchmarks.harness import Case, Kind, compute_dtype, flops, on_accelerator
-from bvit.tokens import parse
-from bvit.tokens.policy import operations
+from bvit.benchmarks.harness import Case, Kind, compute_dtype, on_accelerator
+from bvit.evaluation import cost
+from bvit.tokens import Keep
 from bvit.training.step import AUX_WEIGHT
 
 SIZE = 224
@@ -45,6 +44,7 @@ def cases(kind: Kind) -> Iterator[Case]:
         variables = jax.jit(model.init)(jax.random.key(0), images[:1])
         forward = jax.jit(lambda v, x, model=model: model.apply(v, x, train=False))
         both = jax.jit(_gradient(model, labels))
+        count = 1e9 * batch * cost.gflops(model, variables, Keep(), SIZE)
         peer = "timm" if name.startswith("vit") else "torchvision, channels_last"
         for function, title, peer_run, times in zip(
             (forward, both), PASSES, peers, (1, TRAINING_FLOPS), strict=True
@@ -55,19 +55,10 @@ def cases(kind: Kind) -> Iterator[Case]:
                 lambda f=function, v=variables: f(v, images),
                 f"{peer}, compiled" if on_accelerator() else peer,
                 peer_run,
-                flops=times * batch * model_flops(model, forward, variables, images[:1]),
+                flops=times * count,
                 images=batch,
                 group=name,
             )
-
-
-def model_flops(
-    model: nn.Module, forward: Callable, variables: PyTree, image: Any, policy: str = "keep"
-) -> float:
-    """Operations of one image: a ViT's by its shape, since XLA counts no fused attention."""
-    if isinstance(model, models.VisionTransformer):
-        return operations(parse(policy), model.shape)
-    return flops(forward, variables, image)
 
 
 def _gradient(model: nn.Module, labels: Array) -> Callable[[PyTree, Array], PyTree]:

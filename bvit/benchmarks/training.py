@@ -14,7 +14,8 @@ from jaxtyping import Array
 
 from bvit import models, sharding
 from bvit.benchmarks.harness import Case, Function, Kind, compute_dtype
-from bvit.benchmarks.networks import BATCH, OPTIONS, TRAINING_FLOPS, model_flops
+from bvit.benchmarks.networks import BATCH, OPTIONS, TRAINING_FLOPS
+from bvit.evaluation import cost
 from bvit.image.conditions import apply_condition, indexed_keys
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD, to_float
 from bvit.optimizer import make_optimizer
@@ -67,13 +68,10 @@ class Step:
 
     def flops(self) -> float:
         """Operations of the model in a step: three times its forward pass. Blur is left out."""
-        image = self.batch["image"]
-        one = jax.ShapeDtypeStruct((1, *image.shape[1:]), np.float32)
-        forward = jax.jit(lambda variables, x: self.model.apply(variables, x, train=False))
-        variables, policy = self.state.eval_variables, self.hyper.policy.label
-        return (
-            TRAINING_FLOPS * len(image) * model_flops(self.model, forward, variables, one, policy)
-        )
+        count, size = self.batch["image"].shape[:2]
+        variables = self.state.eval_variables
+        forward = cost.gflops(self.model, variables, self.hyper.policy, size)
+        return TRAINING_FLOPS * count * 1e9 * forward
 
 
 def make_step(

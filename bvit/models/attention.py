@@ -43,16 +43,18 @@ def attend(
     Raises:
       ValueError: cuDNN's kernel is asked for and does not take such arrays.
     """
-    plain = functools.partial(_plain, mask=mask, bias=bias)
-    fused = functools.partial(_fused, mask=mask, bias=bias)
+    heads = (query, key, value)
     problem = _problem(query, folds=mask is not None or bias is not None)
-    if implementation == "cudnn":
-        if problem:
-            raise ValueError(f"attention=cudnn {problem}; use attention=auto or plain.")
-        return fused(query, key, value)
-    if implementation == "plain" or problem or not has_cudnn():
-        return plain(query, key, value)
-    return lax.platform_dependent(query, key, value, cuda=fused, default=plain)
+    if implementation == "cudnn" and problem:
+        raise ValueError(f"attention=cudnn {problem}; use attention=auto or plain.")
+    if implementation == "plain" or problem:
+        return plain(*heads, mask=mask, bias=bias)
+    # A program may still be for another device, as where its operations are counted.
+    return lax.platform_dependent(
+        *heads,
+        cuda=functools.partial(fused, mask=mask, bias=bias),
+        default=functools.partial(plain, mask=mask, bias=bias),
+    )
 
 
 @functools.cache
@@ -65,7 +67,9 @@ def has_cudnn() -> bool:
 
 
 def _problem(query: Heads, *, folds: bool) -> str:
-    """Why cuDNN's kernel does not take the arrays; "" if it does."""
+    """Why cuDNN's kernel can't be used; "" if it can."""
+    if not has_cudnn():
+        return "needs an NVIDIA GPU of compute capability 8.0 or newer"
     if query.dtype not in HALF:
         return f"needs bfloat16 or float16: got {query.dtype}"
     if (size := query.shape[-1]) + 2 * folds > MOST_HEAD:
@@ -73,9 +77,10 @@ def _problem(query: Heads, *, folds: bool) -> str:
     return ""
 
 
-def _plain(
-    query: Heads, key: Heads, value: Heads, *, mask: Array | None, bias: Array | None
+def plain(
+    query: Heads, key: Heads, value: Heads, *, mask: Array | None = None, bias: Array | None = None
 ) -> Heads:
+    """XLA's own attention."""
     mask, bias = over_queries(mask), over_queries(bias)
     return jax.nn.dot_product_attention(query, key, value, mask=mask, bias=bias)
 
@@ -85,8 +90,8 @@ def over_queries(x: Array | None) -> Array | None:
     return None if x is None else x[:, None, None, :]
 
 
-def _fused(
-    query: Heads, key: Heads, value: Heads, *, mask: Array | None, bias: Array | None
+def fused(
+    query: Heads, key: Heads, value: Heads, *, mask: Array | None = None, bias: Array | None = None
 ) -> Heads:
     """cuDNN's kernel; what is added to the logits becomes two more features of the keys.
 
