@@ -89,6 +89,23 @@ def test_auto_is_cudnns_in_half_precision():
         assert ("cudnn" in text) == is_fused
 
 
+@pytest.mark.parametrize("case", ["", "mask and bias"])
+def test_the_gradient_lowers_for_nvidia_gpus(monkeypatch, case):
+    checks = jax._src.cudnn.fused_attention_stablehlo
+    monkeypatch.setattr(checks, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(checks, "check_compute_capability", lambda version: True)
+
+    def loss(*heads):
+        return jnp.sum(attention.fused(*heads, **extras(case)).astype(jnp.float32))
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    kernels = ("__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward")
+    allowed = [jax.export.DisabledSafetyCheck.custom_call(name) for name in kernels]
+    exported = jax.export.export(gradient, platforms=["cuda"], disabled_checks=allowed)
+    text = exported(*heads(jnp.bfloat16)).mlir_module()
+    assert all(f"@{name}(" in text for name in kernels)
+
+
 def test_without_a_gpu_auto_is_plain():
     exported = jax.export.export(jax.jit(attend), platforms=["cpu", "tpu"])(*heads(jnp.bfloat16))
     assert "custom_call" not in exported.mlir_module()
