@@ -5,8 +5,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Float, Shaped
+from jaxtyping import Array, Bool, DTypeLike, Float
 
+from bvit.models import backends
 from bvit.models.attention import attend, over_queries
 from bvit.tokens.policy import Attention as Attended
 from bvit.tokens.policy import Policy, Tokens, ViTShape
@@ -17,15 +18,6 @@ INIT_STDDEV = 0.02
 
 layer_norm = functools.partial(nn.LayerNorm, epsilon=NORM_EPSILON)
 truncated_normal = nn.initializers.truncated_normal(INIT_STDDEV)
-
-
-def by_token(x: Shaped[Array, "n t width"]) -> Shaped[Array, "n*t width"]:
-    """The tokens of all images in one axis, for a layer that treats each by itself.
-
-    The same numbers sooner: over two axes, XLA's CPU backend takes the kernel's gradient from
-    transposed copies of the activations.
-    """
-    return x.reshape(-1, x.shape[-1])
 
 
 class Attention(nn.Module):
@@ -60,9 +52,9 @@ class Attention(nn.Module):
             (3, self.num_heads, width // self.num_heads),
             dtype=self.dtype,
             kernel_init=truncated_normal,
+            dot_general=backends.dot_general,
             name="qkv",
-        )(by_token(x))
-        qkv = qkv.reshape(*x.shape[:2], *qkv.shape[1:])
+        )(x)
         query, key, value = jnp.moveaxis(qkv, -3, 0)
         weights = None
         if self.keep_weights:
@@ -80,9 +72,14 @@ class Attention(nn.Module):
                 query, key, value, mask=mask, bias=bias, implementation=self.implementation
             )
         mixed = nn.DenseGeneral(
-            width, axis=(-2, -1), dtype=self.dtype, kernel_init=truncated_normal, name="proj"
-        )(mixed.reshape(-1, *mixed.shape[2:]))
-        return mixed.reshape(x.shape), Attended(key, weights)
+            width,
+            axis=(-2, -1),
+            dtype=self.dtype,
+            kernel_init=truncated_normal,
+            dot_general=backends.dot_general,
+            name="proj",
+        )(mixed)
+        return mixed, Attended(key, weights)
 
 
 class Mlp(nn.Module):
@@ -95,10 +92,15 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n t width"], train: bool) -> Float[Array, "n t width"]:
         """Transforms each token by itself."""
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=truncated_normal)
-        hidden = nn.gelu(dense(self.hidden, name="fc1")(by_token(x)), approximate=False)
+        dense = functools.partial(
+            nn.Dense,
+            dtype=self.dtype,
+            kernel_init=truncated_normal,
+            dot_general=backends.dot_general,
+        )
+        hidden = nn.gelu(dense(self.hidden, name="fc1")(x), approximate=False)
         hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
-        return dense(x.shape[-1], name="fc2")(hidden).reshape(x.shape)
+        return dense(x.shape[-1], name="fc2")(hidden)
 
 
 class Block(nn.Module):

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Float
 
 from bvit.image.patches import check_patch_size
+from bvit.models import backends
 from bvit.models.attention import IMPLEMENTATIONS
-from bvit.models.encoder import Block, by_token, layer_norm, truncated_normal
+from bvit.models.encoder import Block, layer_norm, truncated_normal
 from bvit.tokens.policy import Policy, Tokens, ViTShape, with_prefix
 
 CHANNELS = 3
@@ -36,8 +37,8 @@ class PatchEmbed(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
         tiles, kernel, bias = nn.dtypes.promote_dtype(tiles, kernel, bias, dtype=self.dtype)
-        embedded = by_token(tiles) @ kernel.reshape(-1, self.width) + bias
-        return embedded.reshape(*tiles.shape[:-1], self.width)
+        by_pixel = (((2,), (0,)), ((), ()))
+        return backends.dot_general(tiles, kernel.reshape(-1, self.width), by_pixel) + bias
 
 
 class VisionTransformer(nn.Module):

@@ -39,7 +39,7 @@ def assign(
         one of each cluster, the "average" over pairs, the greatest ("complete") or the least
         ("single").
       exact: go on until the joins are those of the step-by-step method. Otherwise stop as soon as
-        enough joins are known, in a third of the rounds, and make the cheapest of these. Static.
+        enough joins are known, after fewer rounds, and make the cheapest of these. Static.
 
     Returns:
       The cluster of each token, 0 to count - 1, numbered by their first tokens; none is empty.
