@@ -11,30 +11,42 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import jax
 from absl import app, flags
 from tqdm import tqdm
 
 from bvit import outputs
 from bvit.arguments import EXIT_BAD_INPUT, fail, parse_flags
-from bvit.benchmarks import growth, images, networks, pipelines, tokens, training
-from bvit.benchmarks.harness import Case, compute_dtype, cpu_cores, format_rows, measure_groups
+from bvit.benchmarks import attention, growth, images, networks, pipelines, tokens, training
+from bvit.benchmarks.harness import (
+    Case,
+    Kind,
+    Row,
+    format_rows,
+    machine,
+    measure_groups,
+    on_accelerator,
+)
 
 # Rounds of each suite, unless --repeats says otherwise: what takes seconds is repeated less often.
-ROUNDS = {"image": 15, "tokens": 5, "models": 3, "train": 3, "data": 5, "growth": 3}
+ROUNDS = {
+    **{"image": 15, "attention": 9, "tokens": 5, "models": 3},
+    **{"train": 3, "data": 5, "growth": 3},
+}
 
 SUITE = flags.DEFINE_enum("suite", "all", ["all", *ROUNDS], "What is measured.")
 REPEATS = flags.DEFINE_integer(
     "repeats", None, f"Timed rounds, of which the median counts; by default {ROUNDS}.", 1
 )
+TINY = flags.DEFINE_bool("tiny", False, "Tries an accelerator's rows out, with few images.")
 JSON = flags.DEFINE_string("json", None, "File to write the rows to as well, one object a line.")
 PLOT = flags.DEFINE_string("plot", None, "Image file for the curves of the suite growth.")
 
 
-def suites(folder: Path) -> dict[str, Callable[[], Iterator[Case]]]:
+def suites(folder: Path) -> dict[str, Callable[[Kind], Iterator[Case]]]:
     """The suites by name; what they have to write goes to that folder."""
     return {
         "image": images.cases,
+        "attention": attention.cases,
         "tokens": tokens.cases,
         "models": networks.cases,
         "train": training.cases,
@@ -51,23 +63,24 @@ def main(argv: Sequence[str]) -> None:
     if PLOT.value and "growth" not in chosen:
         raise app.UsageError(f"--plot draws the suite growth: got --suite={SUITE.value}.")
     _check_files()
-    device = jax.devices()[0]
-    print(
-        f"{len(jax.devices())} × {device.device_kind}, {cpu_cores()} CPU cores, "
-        f"jax {jax.__version__}, networks in {compute_dtype()}"
-    )
+    print(machine())
+    kind = "tiny" if TINY.value else "accelerator" if on_accelerator() else "cpu"
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in chosen:
-            prepared = tqdm(suites(Path(folder))[name](), desc=f"preparing {name}", leave=False)
-            found = measure_groups(prepared, repeats=REPEATS.value or ROUNDS[name])
-            print(format_rows(found), flush=True)
-            rows += found
+            prepared = tqdm(suites(Path(folder))[name](kind), desc=f"preparing {name}", leave=False)
+            for found in measure_groups(prepared, repeats=REPEATS.value or ROUNDS[name]):
+                print(format_rows(found), flush=True)
+                rows += found
+                _write(rows)  # what is measured stays, whatever becomes of the rest
+    if PLOT.value:
+        outputs.write_figure(Path(PLOT.value), growth.draw(rows), dpi=100)
+
+
+def _write(rows: Sequence[Row]) -> None:
     if JSON.value:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         outputs.write(Path(JSON.value), text.encode(), _holds_rows)
-    if PLOT.value:
-        outputs.write_figure(Path(PLOT.value), growth.draw(rows), dpi=100)
 
 
 def _check_files() -> None:

@@ -16,6 +16,7 @@ from bvit.image.augment import MOST_OPERATIONS
 from bvit.image.checks import short
 from bvit.image.color import MAX_STRENGTHS
 from bvit.image.focus_measures import FOCUS_MEASURES
+from bvit.models.attention import IMPLEMENTATIONS
 
 # What models may compute in.
 DTYPES = ("float32", "bfloat16")
@@ -252,6 +253,7 @@ MODEL_RULES: Mapping[str, Rule] = {
     "pool": optional(choice("cls", "mean")),
     "dropout": optional(share()),
     "stochastic_depth": optional(share()),
+    "attention": optional(choice(*IMPLEMENTATIONS)),
     "remat": optional(FLAG),
     "stem": optional(choice("imagenet", "small")),
     "early_dilation": optional(whole(1, MOST_SIDE)),

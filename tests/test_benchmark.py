@@ -1,4 +1,6 @@
+import itertools
 import json
+import os
 import re
 import time
 import types
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 from bvit.benchmarks import (
+    apart,
     corruption_peers,
     growth,
     harness,
@@ -79,7 +82,7 @@ def test_a_group_is_let_go_before_the_next_is_measured():
         for group in "abc":
             yield Case("models", f"{group}1", Network(group), group=group)
 
-    rows = measure_groups(cases(), repeats=2)
+    rows = list(itertools.chain(*measure_groups(cases(), repeats=2)))
     assert [row["name"] for row in rows] == ["a1", "b1", "c1"]
     # The next of a generator is made before the last is known to be complete.
     assert seen == [("a", {"a", "b"})] * 3 + [("b", {"b", "c"})] * 3 + [("c", {"c"})] * 3
@@ -125,11 +128,40 @@ def test_a_library_that_is_missing_or_broken_is_told(monkeypatch):
         torch_peers.load("torch")
 
 
+def make_peers(seconds, process):
+    def fail():
+        raise Unavailable("it has none")
+
+    def crash():
+        os._exit(1)
+
+    functions = {"sleep": lambda: time.sleep(seconds), "fail": fail, "crash": crash}
+    assert os.getpid() != process
+    return apart.Peers(functions, lambda: None, in_bursts=False)
+
+
+def test_functions_of_another_process_time_themselves_and_say_what_failed():
+    sleep, fail = apart.start(["sleep", "fail"], make_peers, 0.01, os.getpid())
+    (crash,) = apart.start(["crash"], make_peers, 0.01, os.getpid())
+    rows = measure([Case("a", "name", run) for run in (sleep, fail, crash)], repeats=1)
+    assert 10 <= rows[0]["ms"] < 1000
+    assert [row["why"] for row in rows] == ["", "it has none", "its process ended"]
+
+
+def test_what_a_process_cannot_make_is_said_at_each_call():
+    (sleep,) = apart.start(["sleep"], make_peers, "too few arguments")
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="missing 1 required positional argument"):
+            sleep()
+
+
 def test_peers_compute_the_same_as_bvit():
     # dm-pix darkens the border, blending is not exact, and some of ImageNet-C's blurs draw.
     drawn = set(corruption_peers.BLURS) - set(corruption_peers.EXACT)
     names = []
-    for case in images.cases():
+    for case in images.cases("cpu"):
+        if case.group == "torchvision":  # in another process, which returns no images
+            continue
         ours, theirs = np.asarray(case.run()), np.asarray(case.peer_run())
         assert ours.shape == theirs.shape
         if case.peer.startswith(("dm-pix", "8 levels")) or any(
@@ -143,7 +175,7 @@ def test_peers_compute_the_same_as_bvit():
 
 
 def test_pipelines_give_the_same_crops(tmp_path):
-    assert len(list(pipelines.cases(tmp_path))) == 2
+    assert len(list(pipelines.cases(tmp_path, "cpu"))) == 2
     file = sorted(tmp_path.glob("100x75/train/*/*.jpg"))[0]
     for seed in range(3):
         rng = np.random.default_rng(seed)
@@ -155,7 +187,7 @@ def test_pipelines_give_the_same_crops(tmp_path):
 def test_pipelines_run(tmp_path, monkeypatch):
     monkeypatch.setattr(pipelines, "WARM", 1)
     monkeypatch.setattr(pipelines, "TIMED", 1)
-    case = next(pipelines.cases(tmp_path))
+    case = next(pipelines.cases(tmp_path, "cpu"))
     for run in (case.run, case.peer_run):
         assert 0 < run() < 60
 
@@ -197,7 +229,7 @@ class QuickStep(training.Step):
 def test_growth_is_measured_and_drawn(monkeypatch):
     monkeypatch.setattr(growth, "make_step", QuickStep)
     monkeypatch.setattr(growth.jax, "devices", lambda: [None] * 5)
-    rows = measure(list(growth.cases()), repeats=1)
+    rows = measure(list(growth.cases("cpu")), repeats=1)
     assert [row["x"] for row in rows if row["axis"] == "devices"] == [1, 2, 4]
     assert [row["x"] for row in rows if row["axis"] == "tokens"][-2:] == [169, 196]
     panels = growth.draw([*rows, {"suite": "image"}]).axes
@@ -211,8 +243,8 @@ def test_growth_is_measured_and_drawn(monkeypatch):
 def test_a_steps_rows_stand_beside_the_step_they_vary(monkeypatch):
     monkeypatch.setattr(training, "make_step", QuickStep)
     monkeypatch.setattr(training, "SIZE", 32)
-    monkeypatch.setattr(training, "CPU", ("vit_tiny_patch16_224", "resnet18", 2))
-    rows = measure(list(training.cases()), repeats=1)
+    monkeypatch.setitem(training.BATCH, "cpu", 2)
+    rows = measure(list(training.cases("cpu")), repeats=1)
     peers = ["", "without blur", "the whole step", "keep", "keep", ""]
     assert [row["peer"] for row in rows] == peers
     assert all(row["ratio"] == 1 for row in rows if row["peer"] not in ("", "the whole step"))

@@ -1,4 +1,4 @@
-"""Blurs and focus scores, beside dm-pix, OpenCV, SciPy and scikit-image."""
+"""Blurs and focus scores, beside torchvision, dm-pix, OpenCV, SciPy and scikit-image."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -8,22 +8,26 @@ import jax.numpy as jnp
 import numpy as np
 
 import bvit
-from bvit.benchmarks import corruption_peers
-from bvit.benchmarks.harness import Case, Function, waiting
+from bvit.benchmarks import apart, corruption_peers, torch_peers
+from bvit.benchmarks.harness import Case, Function, Kind
 from bvit.image import kernels
 from bvit.image.zoom import STEPS
 
-# 32 pictures of ImageNet's size: what the speed targets of the image functions are stated for.
-BATCH, SIZE, PATCH, KERNEL = 32, 224, 16, 19
+# 32 pictures of ImageNet's size: what the speed targets of the image functions are stated for. They
+# do not fill an accelerator.
+BATCH, ACCELERATOR_BATCH, SIZE, PATCH, KERNEL = 32, 256, 224, 16, 19
 # Of ImageNet-C's originals so many pictures take seconds.
 FEW = 4
 # Blurs that are mixed where each pixel has a sigma, as people do who have no function for it.
 LEVELS = 8
 
 
-def cases() -> Iterator[Case]:
-    """All rows of the suite."""
+def cases(kind: Kind) -> Iterator[Case]:
+    """All rows of the suite; on accelerators those beside torchvision alone."""
     rng = np.random.default_rng(0)
+    yield from _beside_torchvision(ACCELERATOR_BATCH if kind == "accelerator" else BATCH, rng)
+    if kind != "cpu":
+        return
     pictures = rng.random((BATCH, SIZE, SIZE, 3), np.float32)
     yield from _gaussian(pictures, rng)
     yield from _scores(pictures)
@@ -33,10 +37,37 @@ def cases() -> Iterator[Case]:
     yield from _imagenet_c(pictures[:FEW])
 
 
+def _beside_torchvision(batch: int, rng: np.random.Generator) -> Iterator[Case]:
+    image = jnp.asarray(rng.random((batch, SIZE, SIZE, 3), np.float32))
+    sigma = jnp.asarray(rng.uniform(1, 2, batch).astype(np.float32))
+    blur, variance = apart.start(
+        ("blur", "variance"), torch_peers.pixels, batch, SIZE, PATCH, KERNEL, jax.default_backend()
+    )
+    options = {"images": batch, "group": "torchvision"}
+    yield Case(
+        "image",
+        f"gaussian_blur, k={KERNEL}, a σ each, {batch}×{SIZE}²",
+        lambda: bvit.gaussian_blur(image, sigma, kernel_size=KERNEL),
+        "torchvision's gaussian_blur, looped",
+        blur,
+        bytes=2 * image.nbytes,
+        **options,
+    )
+    yield Case(
+        "image",
+        f"patch_laplacian_variance, border=image, {batch}×{SIZE}²",
+        lambda: bvit.patch_laplacian_variance(image, patch_size=PATCH, border="image"),
+        "torch's conv2d and var",
+        variance,
+        bytes=image.nbytes,
+        **options,
+    )
+
+
 def _blur(name: str, pictures: np.ndarray, run: Function, peer: str, peer_run: Function) -> Case:
     """A row of a blur, which has to read and write each pixel once at least."""
     name = f"{name}, {len(pictures)}×{SIZE}²"
-    return Case("image", name, waiting(run), peer, peer_run, bytes=2 * pictures.nbytes)
+    return Case("image", name, run, peer, peer_run, bytes=2 * pictures.nbytes)
 
 
 def _gaussian(pictures: np.ndarray, rng: np.random.Generator) -> Iterator[Case]:
@@ -56,7 +87,7 @@ def _gaussian(pictures: np.ndarray, rng: np.random.Generator) -> Iterator[Case]:
         return np.stack([cv2.GaussianBlur(p, sides, float(s), borderType=border) for p, s in pairs])
 
     pix = jax.jit(jax.vmap(lambda x, s: dm_pix.gaussian_blur(x, s, KERNEL)))
-    dm_pix_run = waiting(lambda: pix(image, sigma))
+    dm_pix_run = lambda: pix(image, sigma)  # noqa: E731
     case = _blur(name, pictures, blur, "dm-pix, jit(vmap)", dm_pix_run)
     yield case
     yield dataclasses.replace(case, peer="cv2.GaussianBlur, looped", peer_run=looped)
@@ -68,9 +99,7 @@ def _scores(pictures: np.ndarray) -> Iterator[Case]:
         yield Case(
             "image",
             f"patch_laplacian_variance, border={border}, {BATCH}×{SIZE}²",
-            waiting(
-                lambda b=border: bvit.patch_laplacian_variance(image, patch_size=PATCH, border=b)
-            ),
+            lambda b=border: bvit.patch_laplacian_variance(image, patch_size=PATCH, border=b),
             f"cv2.Laplacian by {border} and NumPy, looped",
             lambda b=border: np.stack([_opencv_scores(picture, b) for picture in pictures]),
             bytes=pictures.nbytes,

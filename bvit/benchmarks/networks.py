@@ -10,51 +10,53 @@ from flax import linen as nn
 from jaxtyping import Array, PyTree
 
 from bvit import models
-from bvit.benchmarks import torch_peers
-from bvit.benchmarks.harness import Case, Unavailable, compute_dtype, flops, waiting
+from bvit.benchmarks import apart, torch_peers
+from bvit.benchmarks.harness import Case, Kind, compute_dtype, on_accelerator
+from bvit.evaluation import cost
+from bvit.tokens import Keep
 from bvit.training.step import AUX_WEIGHT
 
-BATCH, SIZE, CLASSES = 32, 224, 1000
-NETWORKS = {
-    "vit_tiny_patch16_224": "timm",
-    "vit_small_patch16_224": "timm",
-    "resnet50": "torchvision, channels_last",
-    "googlenet": "torchvision, channels_last",
-}
+SIZE = 224
+BATCH: dict[Kind, int] = {"cpu": 32, "accelerator": 256, "tiny": 2}
+CPU = ("vit_tiny_patch16_224", "vit_small_patch16_224", "resnet50", "googlenet")
+ACCELERATOR = ("vit_small_patch16_224", "vit_base_patch16_224", "resnet50")
+# Options of ViTs: few blocks compile sooner.
+OPTIONS: dict[Kind, dict[str, int]] = {"cpu": {}, "accelerator": {}, "tiny": {"depth": 4}}
+PASSES = ("forward", "forward and backward")
 # A backward pass multiplies with each weight twice: for the input's gradient and the weight's.
 TRAINING_FLOPS = 3
 
 
-def cases() -> Iterator[Case]:
+def cases(kind: Kind) -> Iterator[Case]:
     """All rows of the suite."""
+    batch = BATCH[kind]
     rng = np.random.default_rng(0)
-    pictures = rng.standard_normal((BATCH, SIZE, SIZE, 3)).astype(np.float32)
-    labels = rng.integers(0, CLASSES, BATCH)
-    images = jnp.asarray(pictures)
-    for name, library in NETWORKS.items():
-        model = models.create(name, num_classes=CLASSES, dtype=compute_dtype())
+    images = jnp.asarray(rng.standard_normal((batch, SIZE, SIZE, 3)).astype(np.float32))
+    labels = jnp.asarray(rng.integers(0, torch_peers.CLASSES, batch))
+    for name in CPU if kind == "cpu" else ACCELERATOR:
+        options = OPTIONS[kind] if name.startswith("vit") else {}
+        peers = apart.start(
+            PASSES, torch_peers.network, name, batch, SIZE, jax.default_backend(), options
+        )
+        model = models.create(
+            name, num_classes=torch_peers.CLASSES, dtype=compute_dtype(), **options
+        )
         variables = jax.jit(model.init)(jax.random.key(0), images[:1])
         forward = jax.jit(lambda v, x, model=model: model.apply(v, x, train=False))
-        both = jax.jit(_gradient(model, jnp.asarray(labels)))
-        # Of one image: XLA counts what a loop over the batch does once.
-        count = BATCH * flops(forward, variables, images[:1])
-        peers, why = (None, None), ""
-        try:
-            peers = torch_peers.network(name, pictures, labels)
-        except Unavailable as reason:
-            why = str(reason)
-        for function, title, peer, times in (
-            (forward, "forward", peers[0], 1),
-            (both, "forward and backward", peers[1], TRAINING_FLOPS),
+        both = jax.jit(_gradient(model, labels))
+        count = 1e9 * batch * cost.gflops(model, variables, Keep(), SIZE)
+        peer = "timm" if name.startswith("vit") else "torchvision, channels_last"
+        for function, title, peer_run, times in zip(
+            (forward, both), PASSES, peers, (1, TRAINING_FLOPS), strict=True
         ):
             yield Case(
                 "models",
-                f"{name}, {BATCH}×{SIZE}², {title}",
-                waiting(lambda f=function, v=variables: f(v, images)),
-                library,
-                peer,
+                f"{name}, {batch}×{SIZE}², {title}",
+                lambda f=function, v=variables: f(v, images),
+                f"{peer}, compiled" if on_accelerator() else peer,
+                peer_run,
                 flops=times * count,
-                why=why,
+                images=batch,
                 group=name,
             )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,47 +11,76 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from bvit import models
-from bvit.benchmarks.harness import Case, Function, compute_dtype, flops, waiting
+from bvit.benchmarks.harness import Case, Function, Kind, compute_dtype
+from bvit.benchmarks.networks import BATCH, OPTIONS
 from bvit.evaluation.evaluator import make_classify
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD
 from bvit.tokens import Attention, Keep, Policy, Tokens, parse
+from bvit.tokens.cluster import Cluster
+from bvit.tokens.policy import operations
 
-MODEL, BATCH, SIZE = "vit_small_patch16_224", 32, 224
-POLICIES = (
-    *("cluster:0.5", "atc:0.5", "tome:0.5", "pitome:0.5", "evit:0.5", "drop:0.5", "merge:0.5"),
-    *("cluster:0.6", "cluster:0.4", "merge:97", "drop:98", "merge:49", "drop:49", "tome:8"),
+SIZE = 224
+CPU = (
+    ("vit_small_patch16_224",),
+    (
+        *("cluster:0.5", "atc:0.5", "tome:0.5", "pitome:0.5", "evit:0.5", "drop:0.5", "merge:0.5"),
+        *("cluster:0.6", "cluster:0.4", "merge:97", "drop:98", "merge:49", "drop:49", "tome:8"),
+    ),
+)
+ACCELERATOR = (
+    ("vit_small_patch16_224", "vit_base_patch16_224"),
+    ("cluster:0.5", "tome:0.5", "drop:0.5"),
 )
 
 
-def cases() -> Iterator[Case]:
+class FewRounds(Cluster):
+    """`cluster` that stops as soon as enough joins are known."""
+
+    exact: ClassVar[bool] = False
+
+
+def cases(kind: Kind) -> Iterator[Case]:
     """All rows of the suite."""
-    model = models.create(MODEL, num_classes=1000, dtype=compute_dtype())
-    image = jax.random.uniform(jax.random.key(0), (BATCH, SIZE, SIZE, 3))
+    names, policies = CPU if kind == "cpu" else ACCELERATOR
+    for name in names:
+        yield from _of_network(name, BATCH[kind], policies, OPTIONS[kind])
+
+
+def _of_network(
+    name: str, batch: int, policies: tuple[str, ...], options: dict[str, int]
+) -> Iterator[Case]:
+    model = models.create(name, num_classes=1000, dtype=compute_dtype(), **options)
+    image = jax.random.uniform(jax.random.key(0), (batch, SIZE, SIZE, 3))
     variables = jax.jit(model.init)(jax.random.key(1), image[:1])
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
-    index = jnp.arange(BATCH)
+    index = jnp.arange(batch)
 
-    def forward(policy: Policy) -> tuple[Function, float]:
+    def forward(policy: Policy) -> Function:
         classify = make_classify(
             model, policy, mean=IMAGENET_MEAN, std=IMAGENET_STD, seed=0, mesh=mesh
         )
-        run = waiting(lambda: classify(variables, image, index))
-        return run, flops(classify, variables, image, index)
+        return lambda: classify(variables, image, index)
 
-    keep, _ = forward(Keep())
-    for text in POLICIES:
-        run, count = forward(parse(text))
-        yield Case("tokens", f"{MODEL}, {BATCH}×{SIZE}², {text}", run, "keep", keep, flops=count)
+    def case(title: str, run: Function, peer: str = "keep", **options) -> Case:
+        return Case("tokens", title, run, peer, keep if peer else None, group=name, **options)
+
+    keep = forward(Keep())
+    for text in ("keep", *policies):
+        policy = parse(text)
+        title = f"{name}, {batch}×{SIZE}², {text}"
+        count = batch * operations(policy, model.shape)
+        if text == "keep":
+            yield case(title, keep, "", flops=count, images=batch)
+        else:
+            yield case(title, forward(policy), flops=count, images=batch)
     select = jax.jit(partial(parse("merge:97").plan, vit=model.shape))
-    name = "focus measure and selection of merge:97"
-    yield Case("tokens", name, waiting(lambda: select(image)), "keep", keep, bytes=image.nbytes)
+    title = f"{name}, {batch}×{SIZE}², focus measure and selection of merge:97"
+    yield case(title, lambda: select(image), bytes=image.nbytes)
     tokens = 1 + model.shape.patches
-    x = jax.random.normal(jax.random.key(2), (BATCH, tokens, model.width), model.dtype)
-    weights = jax.nn.softmax(jax.random.normal(jax.random.key(3), (BATCH, 1, tokens, tokens)))
-    policy = parse("cluster:0.5")
+    x = jax.random.normal(jax.random.key(2), (batch, tokens, model.width), model.dtype)
+    weights = jax.nn.softmax(jax.random.normal(jax.random.key(3), (batch, 1, tokens, tokens)))
 
-    @jax.jit
-    def join(x: Array, weights: Array) -> Array:
+    def join(policy: Cluster, x: Array, weights: Array) -> Array:
         found = Tokens(x)
         for block in policy.blocks(model.shape):
             left = found.x.shape[1]
@@ -58,5 +88,11 @@ def cases() -> Iterator[Case]:
             found = policy.reduce(found, attention, block, plan=None, vit=model.shape)
         return found.x
 
-    name = "selection and joining of cluster:0.5, all stages"
-    yield Case("tokens", name, waiting(lambda: join(x, weights)), "keep", keep, bytes=x.nbytes)
+    exact = parse("cluster:0.5")
+    for policy, note in ((exact, ""), (FewRounds(exact.budget), ", few rounds")):
+        run = partial(jax.jit(partial(join, policy)), x, weights)
+        title = f"{name}, {batch}×{SIZE}², joining of cluster:0.5, all stages{note}"
+        yield case(title, run, bytes=x.nbytes)
+    few = forward(FewRounds(exact.budget))
+    count = batch * operations(exact, model.shape)
+    yield case(f"{name}, {batch}×{SIZE}², cluster:0.5, few rounds", few, flops=count, images=batch)

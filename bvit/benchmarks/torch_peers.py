@@ -1,16 +1,22 @@
-"""The same networks by PyTorch, timm and torchvision, where those are installed."""
+"""What bvit computes, by PyTorch, timm and torchvision, where those are installed.
+
+On a GPU networks compute in bfloat16, compiled, with fused attention; on a CPU in float32, eagerly.
+"""
 
 import contextlib
+import copy
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-import jax
 import numpy as np
 
-from bvit.benchmarks.harness import Function, Unavailable
+from bvit.benchmarks.apart import Peers
+from bvit.benchmarks.harness import Unavailable
 from bvit.training.step import AUX_WEIGHT
+
+CLASSES = 1000
 
 
 def load(name: str) -> ModuleType:
@@ -27,49 +33,93 @@ def load(name: str) -> ModuleType:
         raise Unavailable(f"{name} can't be imported ({error})") from error
 
 
-def network(name: str, images: np.ndarray, labels: np.ndarray) -> tuple[Function, Function]:
-    """A network's forward pass, and its forward and backward pass.
+def network(name: str, batch: int, size: int, backend: str, options: Mapping[str, int]) -> Peers:
+    """A network's "forward" pass, and its "forward and backward" pass, on random images.
 
-    ViTs are timm's, CNNs torchvision's in channels_last. On a GPU both compute in bfloat16 by
-    autocast, on a CPU in float32.
+    ViTs are timm's; CNNs are torchvision's, in channels_last.
 
     Args:
       name: a row of `bvit.models.MODELS`.
-      images: float32 [n, h, w, 3].
-      labels: int [n].
+      batch: images.
+      size: their side.
+      backend: where JAX computes: "cpu" or "gpu".
+      options: of the network, where bvit and the library give them the same names.
 
     Raises:
-      Unavailable: the library is not there, or sees no GPU where JAX does.
+      Unavailable: the library is not there, or sees no GPU.
     """
-    torch = load("torch")
+    torch, device = _torch(backend)
     is_vit = name.startswith("vit")
-    device = _device(torch)
     if is_vit:
-        model = load("timm").create_model(name, pretrained=False)
+        model = load("timm").create_model(name, pretrained=False, **options)
     else:
-        options = {"init_weights": False} if name == "googlenet" else {}
+        options = {"init_weights": False} if name == "googlenet" else options
         model = getattr(load("torchvision").models, name)(weights=None, **options)
     layout = torch.contiguous_format if is_vit else torch.channels_last
     model = model.to(device, memory_format=layout)
-    x = torch.from_numpy(np.moveaxis(images, 3, 1).copy()).to(device, memory_format=layout)
-    y = torch.from_numpy(labels.astype(np.int64)).to(device)
-    precision = _precision(torch, device)
+    x = torch.randn((batch, 3, size, size), device=device).to(memory_format=layout)
+    y = torch.randint(CLASSES, (batch,), device=device)
+    half = torch.bfloat16 if device == "cuda" else torch.float32
+    frozen = copy.deepcopy(model).to(half).eval()
+    model.train()
+
+    def infer(x: Any) -> Any:
+        return frozen(x.to(half))
+
+    def loss(x: Any, y: Any) -> Any:
+        with torch.autocast(device, torch.bfloat16) if device == "cuda" else _nothing():
+            return _loss(torch, model(x), y)
+
+    if device == "cuda":
+        infer, loss = torch.compile(infer), torch.compile(loss)
 
     def forward() -> None:
-        model.eval()
-        with torch.inference_mode(), precision():
-            model(x)
-        _wait(torch, device)
+        with torch.inference_mode():
+            infer(x)
 
     def backward() -> None:
-        model.train()
         model.zero_grad(set_to_none=True)
-        with precision():
-            loss = _loss(torch, model(x), y)
-        loss.backward()
-        _wait(torch, device)
+        loss(x, y).backward()
 
-    return forward, backward
+    return _peers(torch, device, {"forward": forward, "forward and backward": backward})
+
+
+def pixels(batch: int, size: int, patch_size: int, kernel_size: int, backend: str) -> Peers:
+    """torchvision's "blur", an image after another, each with a σ, and a Laplacian's "variance".
+
+    Args:
+      batch: images.
+      size: their side.
+      patch_size: side of a patch; must divide `size`.
+      kernel_size: taps of the blur.
+      backend: where JAX computes: "cpu" or "gpu".
+
+    Raises:
+      Unavailable: the library is not there, or sees no GPU.
+    """
+    torch, device = _torch(backend)
+    load("torchvision")
+    blurred = importlib.import_module("torchvision.transforms.v2.functional").gaussian_blur
+    images = torch.rand((batch, 3, size, size), device=device)
+    sigmas = np.random.default_rng(0).uniform(1, 2, batch).tolist()
+    luma = torch.tensor([0.299, 0.587, 0.114], device=device).mul(255)[:, None, None]
+    cross = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], device=device)[None, None]
+
+    def blur() -> None:
+        torch.stack(
+            [
+                blurred(image, kernel_size, sigma)
+                for image, sigma in zip(images, sigmas, strict=True)
+            ]
+        )
+
+    def variance() -> None:
+        grey = torch.nn.functional.pad((images * luma).sum(1, keepdim=True), [1] * 4, "reflect")
+        edges = torch.nn.functional.conv2d(grey, cross)
+        tiles = edges.unfold(2, patch_size, patch_size).unfold(3, patch_size, patch_size)
+        tiles.var(dim=(-2, -1), correction=0)
+
+    return _peers(torch, device, {"blur": blur, "variance": variance})
 
 
 def _loss(torch: ModuleType, output: Any, labels: Any) -> Any:
@@ -80,21 +130,20 @@ def _loss(torch: ModuleType, output: Any, labels: Any) -> Any:
     return entropy(logits, labels) + AUX_WEIGHT * sum(entropy(head, labels) for head in heads)
 
 
-def _device(torch: ModuleType) -> str:
-    backend = jax.default_backend()
+def _torch(backend: str) -> tuple[ModuleType, str]:
+    torch = load("torch")
     if backend == "cpu":
-        return "cpu"
+        return torch, "cpu"
     if backend != "gpu" or not torch.cuda.is_available():
         raise Unavailable(f"torch has no {backend.upper()} here")
-    return "cuda"
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    return torch, "cuda"
 
 
-def _precision(torch: ModuleType, device: str) -> Callable[[], Any]:
-    if device == "cpu":
-        return contextlib.nullcontext
-    return lambda: torch.autocast(device, dtype=torch.bfloat16)
+def _peers(torch: ModuleType, device: str, functions: dict[str, Callable[[], None]]) -> Peers:
+    on_gpu = device == "cuda"
+    return Peers(functions, torch.cuda.synchronize if on_gpu else _nothing, on_gpu)
 
 
-def _wait(torch: ModuleType, device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+_nothing = contextlib.nullcontext

@@ -1,6 +1,7 @@
 """A whole training step: what blur adds to it, and what fewer tokens save."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -12,8 +13,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from bvit import models, sharding
-from bvit.benchmarks.harness import Case, Function, compute_dtype, on_accelerator, waiting
-from bvit.benchmarks.networks import CLASSES, TRAINING_FLOPS
+from bvit.benchmarks.harness import Case, Function, Kind, compute_dtype
+from bvit.benchmarks.networks import BATCH, OPTIONS, TRAINING_FLOPS
 from bvit.evaluation import cost
 from bvit.image.conditions import apply_condition, indexed_keys
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD, to_float
@@ -22,10 +23,10 @@ from bvit.tokens import parse
 from bvit.training.state import TrainState, create_state
 from bvit.training.step import Hyperparameters, make_train_step
 
-SIZE, PATCH = 224, 16
-# Those that targets are stated for: on an accelerator, and on a CPU, where ViT-B takes minutes.
-ACCELERATOR = ("vit_base_patch16_224", "resnet50", 256)
-CPU = ("vit_tiny_patch16_224", "resnet18", 32)
+SIZE, CLASSES = 224, 1000
+# The ViT whose step targets are stated for, another and a CNN; on a CPU ViT-B would take minutes.
+ACCELERATOR = ("vit_base_patch16_224", "vit_small_patch16_224", "resnet50")
+CPU = ("vit_tiny_patch16_224", None, "resnet18")
 POLICIES = ("drop:98", "merge:97")
 
 
@@ -63,7 +64,7 @@ class Step:
             state[0], metrics = step(state[0], self.batch)
             return metrics
 
-        return waiting(run)
+        return run
 
     def flops(self) -> float:
         """Operations of the model in a step: three times its forward pass. Blur is left out."""
@@ -94,42 +95,58 @@ def make_step(
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
     )
-    create = jax.jit(
-        lambda key: create_state(key, model=model, optimizer=_optimizer(), image_size=size),
-        out_shardings=sharding.replicated(mesh),
-    )
     rng = np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, (batch_size, size, size, 3), np.uint8),
         "label": rng.integers(0, CLASSES, batch_size).astype(np.int32),
     }
     batch = jax.device_put(batch, sharding.batch_sharding(mesh))
-    return Step(model, hyper, mesh, create(jax.random.key(0)), batch)
+    return Step(model, hyper, mesh, _state(model, size, mesh), batch)
+
+
+@functools.lru_cache(maxsize=1)
+def _state(model: nn.Module, size: int, mesh: Mesh) -> TrainState:
+    """The state that all steps of a model start from."""
+    create = jax.jit(
+        lambda key: create_state(key, model=model, optimizer=_optimizer(), image_size=size),
+        out_shardings=sharding.replicated(mesh),
+    )
+    return create(jax.random.key(0))
 
 
 def _optimizer() -> optax.GradientTransformation:
     return make_optimizer("adamw", optax.constant_schedule(1e-3), weight_decay=0.05)
 
 
-def cases() -> Iterator[Case]:
+def cases(kind: Kind) -> Iterator[Case]:
     """All rows of the suite."""
-    vit, cnn, count = ACCELERATOR if on_accelerator() else CPU
+    vit, other, cnn = CPU if kind == "cpu" else ACCELERATOR
+    count = BATCH[kind]
 
     def case(name: str, title: str, peer: str = "", peer_run=None, **options) -> Case:
+        if name.startswith("vit"):
+            options |= OPTIONS[kind]
         step = make_step(name, batch_size=count, size=SIZE, **options)
         title = f"step of {name}, {count}×{SIZE}², {title}"
-        return Case("train", title, step.runner(), peer, peer_run, flops=step.flops())
+        options = {"flops": step.flops(), "images": count, "group": name}
+        return Case("train", title, step.runner(), peer, peer_run, **options)
 
     sharp = case(vit, "sharp")
     whole = case(vit, "blur", "without blur", sharp.run, condition="blur")
     yield from (sharp, whole)
-    yield _blur_alone(count, whole.run)
-    for policy in POLICIES:
+    yield _blur_alone(count, whole)
+    policies = POLICIES if kind == "cpu" else ("cluster:0.5",)
+    for policy in policies:
         yield case(vit, f"blur, {policy}", "keep", whole.run, condition="blur", policy=policy)
+    if other:
+        keep = case(other, "blur", condition="blur")
+        yield keep
+        for policy in policies:
+            yield case(other, f"blur, {policy}", "keep", keep.run, condition="blur", policy=policy)
     yield case(cnn, "blur", condition="blur")
 
 
-def _blur_alone(count: int, step: Function) -> Case:
+def _blur_alone(count: int, whole: Case) -> Case:
     rng = np.random.default_rng(0)
     image = jnp.asarray(rng.integers(0, 256, (count, SIZE, SIZE, 3), np.uint8))
     keys = indexed_keys(jax.random.key(0), jnp.arange(count))
@@ -137,8 +154,10 @@ def _blur_alone(count: int, step: Function) -> Case:
     return Case(
         "train",
         f"the blur of a step alone, {count}×{SIZE}²",
-        waiting(lambda: blur(keys, image)),
+        lambda: blur(keys, image),
         "the whole step",
-        step,
+        whole.run,
+        images=count,
+        group=whole.group,
         bytes=5 * image.nbytes,  # uint8 in, float32 out
     )

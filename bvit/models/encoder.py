@@ -4,10 +4,11 @@ import functools
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Float, Shaped
+from jaxtyping import Array, Bool, DTypeLike, Float
 
+from bvit.models import backends
+from bvit.models.attention import attend, over_queries
 from bvit.tokens.policy import Attention as Attended
 from bvit.tokens.policy import Policy, Tokens, ViTShape
 
@@ -19,21 +20,13 @@ layer_norm = functools.partial(nn.LayerNorm, epsilon=NORM_EPSILON)
 truncated_normal = nn.initializers.truncated_normal(INIT_STDDEV)
 
 
-def by_token(x: Shaped[Array, "n t width"]) -> Shaped[Array, "n*t width"]:
-    """The tokens of all images in one axis, for a layer that treats each by itself.
-
-    The same numbers sooner: over two axes, XLA's CPU backend takes the kernel's gradient from
-    transposed copies of the activations.
-    """
-    return x.reshape(-1, x.shape[-1])
-
-
 class Attention(nn.Module):
-    """Multi-head self-attention; returns its weights if it is to keep them."""
+    """Multi-head self-attention; returns its weights, unfused, if it is to keep them."""
 
     num_heads: int
     dtype: DTypeLike
     keep_weights: bool
+    implementation: str
 
     @nn.compact
     def __call__(
@@ -59,27 +52,34 @@ class Attention(nn.Module):
             (3, self.num_heads, width // self.num_heads),
             dtype=self.dtype,
             kernel_init=truncated_normal,
+            dot_general=backends.dot_general,
             name="qkv",
-        )(by_token(x))
-        qkv = qkv.reshape(*x.shape[:2], *qkv.shape[1:])
+        )(x)
         query, key, value = jnp.moveaxis(qkv, -3, 0)
-        mask, bias, weights = _over_queries(mask), _over_queries(bias), None
+        weights = None
         if self.keep_weights:
             weights = nn.dot_product_attention_weights(
-                query, key, bias, mask, dtype=self.dtype, force_fp32_for_softmax=True
+                query,
+                key,
+                over_queries(bias),
+                over_queries(mask),
+                dtype=self.dtype,
+                force_fp32_for_softmax=True,
             )
             mixed = jnp.einsum("nhqk,nkhd->nqhd", weights, value)
         else:
-            mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, bias=bias)
+            mixed = attend(
+                query, key, value, mask=mask, bias=bias, implementation=self.implementation
+            )
         mixed = nn.DenseGeneral(
-            width, axis=(-2, -1), dtype=self.dtype, kernel_init=truncated_normal, name="proj"
-        )(mixed.reshape(-1, *mixed.shape[2:]))
-        return mixed.reshape(x.shape), Attended(key, weights)
-
-
-def _over_queries(x: Shaped[Array, "n t"] | None) -> Shaped[Array, "n 1 1 t"] | None:
-    """Broadcasts over the axes of attention, [n, heads, queries, keys]."""
-    return None if x is None else x[:, None, None, :]
+            width,
+            axis=(-2, -1),
+            dtype=self.dtype,
+            kernel_init=truncated_normal,
+            dot_general=backends.dot_general,
+            name="proj",
+        )(mixed)
+        return mixed, Attended(key, weights)
 
 
 class Mlp(nn.Module):
@@ -92,10 +92,15 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n t width"], train: bool) -> Float[Array, "n t width"]:
         """Transforms each token by itself."""
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=truncated_normal)
-        hidden = nn.gelu(dense(self.hidden, name="fc1")(by_token(x)), approximate=False)
+        dense = functools.partial(
+            nn.Dense,
+            dtype=self.dtype,
+            kernel_init=truncated_normal,
+            dot_general=backends.dot_general,
+        )
+        hidden = nn.gelu(dense(self.hidden, name="fc1")(x), approximate=False)
         hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
-        return dense(x.shape[-1], name="fc2")(hidden).reshape(x.shape)
+        return dense(x.shape[-1], name="fc2")(hidden)
 
 
 class Block(nn.Module):
@@ -112,6 +117,7 @@ class Block(nn.Module):
       dropout: rate after each branch and inside the MLP.
       drop_path: probability that an image skips a branch (Huang et al. 2016).
       dtype: what is computed in.
+      attention: its implementation, of `bvit.models.attention.attend`.
       policy: what reduces the tokens.
       vit: the shape of the whole encoder, for the policy.
     """
@@ -122,6 +128,7 @@ class Block(nn.Module):
     dropout: float
     drop_path: float
     dtype: DTypeLike
+    attention: str
     policy: Policy
     vit: ViTShape
 
@@ -144,9 +151,9 @@ class Block(nn.Module):
         # Padding has size 0 and is masked: its bias has only to be finite.
         bias = None if tokens.size is None else jnp.log(jnp.maximum(tokens.size, 1))
         keep_weights = self.policy.reads_weights(self.number, self.vit)
-        branch, attention = Attention(self.num_heads, self.dtype, keep_weights, name="attn")(
-            layer_norm(dtype=self.dtype, name="norm1")(tokens.x), tokens.mask, bias
-        )
+        branch, attention = Attention(
+            self.num_heads, self.dtype, keep_weights, self.attention, name="attn"
+        )(layer_norm(dtype=self.dtype, name="norm1")(tokens.x), tokens.mask, bias)
         tokens = tokens.replace(x=tokens.x + dropped(branch))
         tokens = self.policy.reduce(tokens, attention, self.number, plan=plan, vit=self.vit)
         hidden = round(tokens.x.shape[-1] * self.mlp_ratio)

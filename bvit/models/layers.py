@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from bvit.image import pixels
-from bvit.models import convolution
+from bvit.models import backends
 
 # PyTorch's momentum of 0.1 is the weight of the new batch, Flax's that of the old average. (PyTorch
 # averages the unbiased variance, Flax the biased one: by n / (n - 1) of the pixels in a batch.)
@@ -63,7 +63,7 @@ def conv(
         kernel_init=kernel_init,
         dtype=dtype,
         name=name,
-        conv_general_dilated=convolution.conv_general_dilated,
+        conv_general_dilated=backends.conv_general_dilated,
     )
 
 
@@ -137,9 +137,6 @@ def max_pool(
 ) -> Float[Array, "n h2 w2 c"]:
     """Maximum over square windows, as torch.nn.MaxPool2d has it: NaN wins, and of equals the first.
 
-    Taken along rows and then along columns, by comparing shifted maps: XLA's own gradient of a
-    window's maximum (select-and-scatter) takes 4 to 11 times as long on CPUs.
-
     Args:
       x: feature map.
       window: side of the window.
@@ -150,21 +147,8 @@ def max_pool(
     Raises:
       ValueError: the map is too small for one window.
     """
-    # Across first: the first of equals is then the one in the upper row, and there the left one.
-    for axis in (2, 1):
-        pads = [(0, 0)] * x.ndim
-        pads[axis] = _pool_padding(x.shape[axis], window, stride, padding, ceil_mode)
-        x = _line_max(jnp.pad(x, pads, constant_values=-jnp.inf), axis, window, stride)
-    return x
-
-
-def _line_max(x: Float[Array, "..."], axis: int, window: int, stride: int) -> Float[Array, "..."]:
-    """The maximum over windows along one axis."""
-    span = (x.shape[axis] - window) // stride * stride + 1
-    best, *others = (lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(window))
-    for other in others:
-        best = jnp.where((other > best) | jnp.isnan(other), other, best)
-    return best
+    pads = [_pool_padding(side, window, stride, padding, ceil_mode) for side in x.shape[1:3]]
+    return backends.max_pool(x, window, stride, pads)
 
 
 def _pool_padding(

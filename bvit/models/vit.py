@@ -9,7 +9,9 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, Float
 
 from bvit.image.patches import check_patch_size
-from bvit.models.encoder import Block, by_token, layer_norm, truncated_normal
+from bvit.models import backends
+from bvit.models.attention import IMPLEMENTATIONS
+from bvit.models.encoder import Block, layer_norm, truncated_normal
 from bvit.tokens.policy import Policy, Tokens, ViTShape, with_prefix
 
 CHANNELS = 3
@@ -35,8 +37,8 @@ class PatchEmbed(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
         tiles, kernel, bias = nn.dtypes.promote_dtype(tiles, kernel, bias, dtype=self.dtype)
-        embedded = by_token(tiles) @ kernel.reshape(-1, self.width) + bias
-        return embedded.reshape(*tiles.shape[:-1], self.width)
+        by_pixel = (((2,), (0,)), ((), ()))
+        return backends.dot_general(tiles, kernel.reshape(-1, self.width), by_pixel) + bias
 
 
 class VisionTransformer(nn.Module):
@@ -62,6 +64,8 @@ class VisionTransformer(nn.Module):
       stochastic_depth: rate at which the last block's branches are skipped, when training; it grows
         linearly from 0 at the first block (Huang et al. 2016, arXiv:1603.09382).
       dtype: what the blocks compute in; the final norm and the head always use float32.
+      attention: "plain": XLA's; "cudnn": cuDNN's fused kernel, for half precision on NVIDIA GPUs;
+        "auto": cuDNN's where it can be used.
       remat: recompute each block's activations in the backward pass, to save memory.
     """
 
@@ -76,6 +80,7 @@ class VisionTransformer(nn.Module):
     dropout: float = 0.0
     stochastic_depth: float = 0.0
     dtype: DTypeLike = jnp.float32
+    attention: str = "auto"
     remat: bool = False
 
     def __post_init__(self):
@@ -90,6 +95,10 @@ class VisionTransformer(nn.Module):
             )
         if self.pool not in POOLS:
             raise ValueError(f"pool must be one of {', '.join(POOLS)}: got {self.pool!r}.")
+        if self.attention not in IMPLEMENTATIONS:
+            raise ValueError(
+                f"attention must be one of {', '.join(IMPLEMENTATIONS)}: got {self.attention!r}."
+            )
         for name in ("dropout", "stochastic_depth"):
             rate = getattr(self, name)
             if not 0 <= rate < 1:
@@ -152,6 +161,7 @@ class VisionTransformer(nn.Module):
                 dropout=self.dropout,
                 drop_path=self.stochastic_depth * i / max(self.depth - 1, 1),
                 dtype=self.dtype,
+                attention=self.attention,
                 policy=policy,
                 vit=self.shape,
                 name=f"blocks_{i}",

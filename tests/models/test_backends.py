@@ -1,4 +1,4 @@
-"""Matrix products that stand for convolutions, against XLA's own."""
+"""What stands in for XLA's operations on CPUs, against these; accelerators get the plain ones."""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from bvit import models
-from bvit.models import convolution, layers
+from bvit.models import backends, layers
 
 # The smallest that is convolved in pieces.
-WIDE = convolution.LEAST_CHANNELS
+WIDE = backends.LEAST_CHANNELS
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_small_maps_and_kernels(kernel, size, stride, dilation):
     ],
 )
 def test_a_batch_in_pieces(one_device, monkeypatch, kernel, size, options, values):
-    monkeypatch.setattr(convolution, "VALUES_AT_ONCE", values)
+    monkeypatch.setattr(backends, "VALUES_AT_ONCE", values)
     options = dict(options)
     padding = options.pop("padding", None)
     conv = _conv(WIDE, kernel, **options)
@@ -76,7 +76,7 @@ def test_a_batch_in_pieces(one_device, monkeypatch, kernel, size, options, value
 
 
 def test_pieces_divide_the_batch(one_device, monkeypatch):
-    monkeypatch.setattr(convolution, "VALUES_AT_ONCE", 10)
+    monkeypatch.setattr(backends, "VALUES_AT_ONCE", 10)
     sizes = []
 
     def double(x):
@@ -85,12 +85,12 @@ def test_pieces_divide_the_batch(one_device, monkeypatch):
 
     for count, wanted in ((6, 2), (7, 1), (2, 2)):  # each image has 4 values: at most 2 at a time
         x = _map(count, 2, 2, 1)
-        np.testing.assert_array_equal(convolution._by_pieces(double, x, 4), 2 * x)
+        np.testing.assert_array_equal(backends._by_pieces(double, x, 4), 2 * x)
         assert sizes.pop() == wanted
 
 
 def test_derivatives_of_every_kind(one_device, monkeypatch):
-    monkeypatch.setattr(convolution, "VALUES_AT_ONCE", 1)
+    monkeypatch.setattr(backends, "VALUES_AT_ONCE", 1)
     x = _map(2, 8, 8, WIDE)
     conv = _conv(WIDE, 3)
     plain = conv.clone(conv_general_dilated=None)
@@ -141,20 +141,40 @@ def test_a_batch_on_several_devices_stays_whole():
     assert "stablehlo.convolution" in _program(_conv(WIDE, 3), x)
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_accelerators_convolve(one_device, platform):
-    x = jnp.zeros((2, 16, 16, WIDE))
-    for kernel in (1, 3):
-        conv = _conv(WIDE, kernel)
-        variables = jax.eval_shape(conv.init, jax.random.key(0), x)
-        traced = jax.jit(conv.apply).trace(variables, x)
-        text = traced.lower(lowering_platforms=(platform,)).as_text()
-        assert "stablehlo.convolution" in text and "dot_general" not in text
-    assert "dot_general" in _program(_conv(WIDE, 3), x)
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_only_cpus_get_formulations_of_their_own(one_device, platform):
+    vit = models.create("vit_tiny_patch16_224", image_size=32, depth=1, dtype=jnp.bfloat16)
+    cnn = models.create("resnet18", width=WIDE, depths=(1, 1))
+    programs = []
+    for model in (vit, cnn):
+        x = jnp.zeros((2, 32, 32, 3))
+        variables = jax.eval_shape(model.init, jax.random.key(0), x)
+        traced = jax.jit(jax.grad(lambda *a, m=model: m.apply(*a).sum())).trace(variables, x)
+        programs.append(traced.lower(lowering_platforms=(platform,)).as_text())
+    tokens, maps = programs
+    # 5 tokens of each of 2 images become 10 rows.
+    flattened = "(tensor<2x5x192xbf16>) -> tensor<10x192xbf16>" in tokens
+    assert flattened == (platform == "cpu")
+    assert ("stablehlo.select_and_scatter" in maps) == (platform != "cpu")
+    convolutions = 6  # the stem, two in each block, and a shortcut
+    forward_and_backward = 3 * convolutions - 1  # no gradient of the images
+    assert (maps.count("stablehlo.convolution") == forward_and_backward) == (platform != "cpu")
+
+
+@pytest.mark.parametrize("window, stride, padding", [(3, 2, 1), (2, 2, 0), (3, 1, 1)])
+def test_the_maximum_by_line_is_that_by_window(window, stride, padding):
+    x = jnp.round(_map(2, 9, 8, 3))  # with equals
+    sides = {"window": window, "stride": stride, "padding": [(padding, padding)] * 2}
+    results = []
+    for pool in (backends._max_by_line, backends._max_by_window):
+        pooled, pull = jax.vjp(lambda x, pool=pool: pool(x, **sides), x)
+        results.append((pooled, *pull(_map(*pooled.shape))))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *results)
+    assert np.isnan(backends._max_by_window(x.at[0, 0, 0].set(jnp.nan), **sides)[0, 0, 0]).all()
 
 
 def test_a_network_is_the_same_in_pieces(monkeypatch):
-    monkeypatch.setattr(convolution, "VALUES_AT_ONCE", 2**17)
+    monkeypatch.setattr(backends, "VALUES_AT_ONCE", 2**17)
     model = models.create("resnet18", width=WIDE, depths=(1, 1), stem="small", num_classes=3)
     x = _map(4, 16, 16, 3)
     variables = jax.jit(model.init)(jax.random.key(0), x)
