@@ -9,6 +9,9 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder as _optional
 
+# An error shows so many characters of what was typed.
+MOST_SHOWN = 80
+
 
 def default_config() -> ConfigDict:
     """Returns the settings shared by all experiments; a file in `configs/` changes what differs.
@@ -166,7 +169,8 @@ def parse_arguments(text: str, **defaults: str) -> dict[str, str]:
             near = difflib.get_close_matches(name, defaults, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"config arguments are {', '.join(defaults)}: got {name!r} in {text!r}{hint}"
+                f"config arguments are {', '.join(defaults)}: got {name[:MOST_SHOWN]!r} in "
+                f"{text[:MOST_SHOWN]!r}{hint}"
             )
         values[name] = value
     return values

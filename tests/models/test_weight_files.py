@@ -174,6 +174,13 @@ def test_without_a_network_it_says_how_to_go_on(monkeypatch):
         weight_files.resolve("hf:timm/resnet50.tv_in1k")
 
 
+def test_numbers_that_numpy_lacks_are_refused(tmp_path):
+    header = b'{"a": {"dtype": "F8_E4M3", "shape": [0], "data_offsets": [0, 0]}}'
+    (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(ValueError, match="not a .safetensors file of arrays: .*float8"):
+        weight_files.read(tmp_path / "w.safetensors")
+
+
 def npz(arrays):
     """An archive of raw .npy contents."""
     file = io.BytesIO()

@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from bvit.data.imagenet import class_names
 from bvit.evaluation.evaluator import EvalResult
 from bvit.report import __main__ as report
-from bvit.report import paper, plots
+from bvit.report import formats, paper, plots
 from bvit.report.comparison import group
 from bvit.report.tables import NOT_RUN
 from bvit.run import Run
@@ -396,3 +396,10 @@ def test_wrong_arguments_are_an_error_of_one_line(runs, call, capsys, arguments,
     printed = capsys.readouterr().err
     assert stop.value.code == 2
     assert message in printed and printed.startswith("bvit: ") and len(printed.splitlines()) == 1
+
+
+def test_names_are_text_in_a_page():
+    lines = [["<i>run</i>"], ["<script>alert(1)</script>"]]
+    page = formats.as_html("<b>runs", [("<img src=x>", lines)], {})
+    for tag in ("<i>", "<script", "<b>", "<img"):
+        assert tag not in page and tag.replace("<", "&lt;") in page
