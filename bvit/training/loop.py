@@ -80,7 +80,7 @@ def _run(experiment: Experiment, run: Run, signals: SignalWatch) -> dict[str, An
                 writer.config(config_lib.flatten(config_lib.to_dict(experiment.config)))
                 writer.compare_policies(experiment.conditions)
             state = train(
-                experiment, state, checkpoints, writer, trace, evaluator, validation, signals
+                experiment, state, checkpoints, writer, trace, evaluator, signals, validation
             )
             if validation:
                 state = validation.best(state)
@@ -149,8 +149,8 @@ def train(
     writer: MetricsWriter,
     trace: StepTrace,
     evaluator: Evaluator,
-    validation: Validation | None,
     signals: SignalWatch,
+    validation: Validation | None = None,
 ) -> TrainState:
     """Updates the state until the last step of the run, saving and logging on the way.
 
