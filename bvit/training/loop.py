@@ -75,6 +75,7 @@ def _run(experiment: Experiment, run: Run, signals: SignalWatch) -> dict[str, An
             results.show_samples(experiment, state, writer, run.figures)
             outcomes = evaluator(state.eval_variables)
             found = results.gather(experiment, state, evaluator, outcomes)
+            checkpoints.wait()  # a run with results is finished: its last state must be saved
             if is_main:
                 results.write(found, outcomes, run, writer)
     return found
