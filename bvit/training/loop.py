@@ -87,6 +87,7 @@ def _run(experiment: Experiment, run: Run, signals: SignalWatch) -> dict[str, An
             outcomes = evaluator(state.eval_variables)
             results.show_samples(experiment, state, writer, run.figures, outcomes)
             found = results.gather(experiment, state, evaluator, outcomes)
+            checkpoints.wait()  # a run with results is finished: its last state must be saved
             if is_main:
                 results.write(found, outcomes, run, writer)
     return found

@@ -53,7 +53,7 @@ class Run:
             mesh=sharding.make_mesh(),
         )
         monkeypatch.setattr(loop, "_compile_step", lambda *_: update)
-        monkeypatch.setattr(loop, "put_batch", lambda batch, mesh: batch)
+        monkeypatch.setattr(loop.sharding, "put_rows", lambda batch, mesh: batch)
         monkeypatch.setattr(loop, "make_rows", lambda outcomes, costs: outcomes)
         monkeypatch.setattr(loop.results, "curves", lambda rows: rows)
         monkeypatch.setattr(loop.experiment_lib, "train_batches", lambda _, at: Batches(at))
