@@ -154,6 +154,7 @@ def draw_curves(groups: Rows, lines: Lines, evaluations: Lines) -> Figure:
     """
     tested = _tested(evaluations)
     figure = Figure(figsize=(10, 3.5 if not tested else 6.5), layout="constrained")
+    figure.get_layout_engine().set(wspace=COLUMN_SPACE)
     rows = figure.add_gridspec(1 + bool(tested), 1)
     panels = rows[0].subgridspec(1, len(CURVES)).subplots()
     for i, (label, runs) in enumerate(lines.items()):
