@@ -1,6 +1,7 @@
 """Scaled dot-product attention: cuDNN's fused kernel where there is one, and XLA's otherwise."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,37 +96,56 @@ def fused(
 ) -> Heads:
     """cuDNN's kernel; what is added to the logits becomes two more features of the keys.
 
-    As an array of its own, [n, heads, t, s], cuDNN would read it once a head. Its gradient takes
-    even numbers of tokens alone, so that one more is added to odd ones, as padding.
+    As an array of its own, [n, heads, t, s], cuDNN would read it once a head.
     """
-    (count, queries, _, size), keys = query.shape, key.shape[1]
-    scale, lengths = 1 / np.sqrt(size), {}
+    size = query.shape[-1]
+    scale = float(1 / np.sqrt(size))
     if mask is not None:
         bias = jnp.where(mask, 0 if bias is None else bias, PADDING_BIAS)
+    more = 0 if bias is None else 2
+    more += -(size + more) % HEAD_MULTIPLE
+    query, key, value = (jnp.pad(x, [(0, 0)] * 3 + [(0, more)]) for x in (query, key, value))
     if bias is not None:
         # What rounding leaves of the first is in the second, so that their sum is as good as bias.
-        bias = bias.astype(jnp.float32) / scale
-        bias = jnp.pad(bias, [(0, 0), (0, keys % 2)], constant_values=PADDING_BIAS / scale)
+        bias = bias.astype(jnp.float32)[:, :, None] / scale
         high = bias.astype(key.dtype)
         low = (bias - high.astype(jnp.float32)).astype(key.dtype)
-        extra = jnp.stack([high, low], axis=-1)[:, :, None]
-    elif queries % 2 or keys % 2:
+        query = query.at[..., size : size + 2].set(1)
+        key = key.at[..., size].set(high).at[..., size + 1].set(low)
+    return _kernel(query, key, value, scale)[..., :size]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _kernel(query: Heads, key: Heads, value: Heads, scale: float) -> Heads:
+    return jax.nn.dot_product_attention(query, key, value, scale=scale, implementation="cudnn")
+
+
+def _kernel_of_even(query: Heads, key: Heads, value: Heads, scale: float) -> Heads:
+    """The same with one more token, as padding, where their number is odd."""
+    count, queries, keys = *query.shape[:2], key.shape[1]
+    lengths = {}
+    if queries % 2 or keys % 2:
         lengths = {
             "query_seq_lengths": jnp.full(count, queries, jnp.int32),
             "key_value_seq_lengths": jnp.full(count, keys, jnp.int32),
         }
-    query, key, value = (_padded(x, 0 if bias is None else 2) for x in (query, key, value))
-    if bias is not None:
-        query = query.at[..., size : size + 2].set(1)
-        key = key.at[..., size : size + 2].set(extra)
+    query, key, value = (
+        jnp.pad(x, [(0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)]) for x in (query, key, value)
+    )
     mixed = jax.nn.dot_product_attention(
         query, key, value, scale=scale, implementation="cudnn", **lengths
     )
-    return mixed[:, :queries, :, :size]
+    return mixed[:, :queries]
 
 
-def _padded(x: Heads, features: int) -> Float[Array, "n t2 heads padded"]:
-    """Zeros for so many more features, up to an even number of tokens and what cuDNN takes."""
-    _, tokens, _, size = x.shape
-    more = features + -(size + features) % HEAD_MULTIPLE
-    return jnp.pad(x, [(0, 0), (0, tokens % 2), (0, 0), (0, more)])
+def _forward(query: Heads, key: Heads, value: Heads, scale: float) -> tuple[Heads, Any]:
+    # In JAX the gradient of cuDNN's kernel takes even numbers of tokens alone.
+    return jax.vjp(functools.partial(_kernel_of_even, scale=scale), query, key, value)
+
+
+def _backward(scale: float, pull: Any, mixed: Heads) -> tuple[Heads, Heads, Heads]:
+    del scale
+    return pull(mixed)
+
+
+_kernel.defvjp(_forward, _backward)
