@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from functools import partial
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,12 +30,6 @@ ACCELERATOR = (
     ("vit_small_patch16_224", "vit_base_patch16_224"),
     ("cluster:0.5", "tome:0.5", "drop:0.5"),
 )
-
-
-class FewRounds(Cluster):
-    """`cluster` that stops as soon as enough joins are known."""
-
-    exact: ClassVar[bool] = False
 
 
 def cases(kind: Kind) -> Iterator[Case]:
@@ -88,11 +81,6 @@ def _of_network(
             found = policy.reduce(found, attention, block, plan=None, vit=model.shape)
         return found.x
 
-    exact = parse("cluster:0.5")
-    for policy, note in ((exact, ""), (FewRounds(exact.budget), ", few rounds")):
-        run = partial(jax.jit(partial(join, policy)), x, weights)
-        title = f"{name}, {batch}×{SIZE}², joining of cluster:0.5, all stages{note}"
-        yield case(title, run, bytes=x.nbytes)
-    few = forward(FewRounds(exact.budget))
-    count = batch * operations(exact, model.shape)
-    yield case(f"{name}, {batch}×{SIZE}², cluster:0.5, few rounds", few, flops=count, images=batch)
+    run = partial(jax.jit(partial(join, parse("cluster:0.5"))), x, weights)
+    title = f"{name}, {batch}×{SIZE}², joining of cluster:0.5, all stages"
+    yield case(title, run, bytes=x.nbytes)

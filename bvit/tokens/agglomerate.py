@@ -26,7 +26,6 @@ def assign(
     count: int,
     *,
     linkage: Linkage = "ward",
-    exact: bool = True,
 ) -> Int[Array, "n t"]:
     """Joins the closest tokens until `count` clusters are left.
 
@@ -38,8 +37,6 @@ def assign(
         all tokens from the mean of their cluster. The others: one minus the cosine of two tokens,
         one of each cluster, the "average" over pairs, the greatest ("complete") or the least
         ("single").
-      exact: go on until the joins are those of the step-by-step method. Otherwise stop as soon as
-        enough joins are known, after fewer rounds, and make the cheapest of these. Static.
 
     Returns:
       The cluster of each token, 0 to count - 1, numbered by their first tokens; none is empty.
@@ -50,7 +47,7 @@ def assign(
     tokens = features.shape[1]
     if not 1 <= count <= tokens:
         raise ValueError(f"count must be 1 to {tokens}, the number of tokens: got {count}.")
-    into, cost = _trees(features, weight, linkage, tokens - count, exact)
+    into, cost = _trees(features, weight, linkage, tokens - count)
     # Costs never fall along the tree, so the cheapest joins are complete subtrees.
     rank = jnp.argsort(jnp.argsort(cost, axis=-1, stable=True), axis=-1, stable=True)
     place = jnp.arange(tokens, dtype=jnp.int32)
@@ -75,7 +72,6 @@ def _trees(
     weight: Float[Array, "n t"],
     linkage: Linkage,
     joins: int,
-    exact: bool,
 ) -> _Joins:
     if linkage not in get_args(Linkage):
         raise ValueError(f"linkage must be one of {', '.join(get_args(Linkage))}: got {linkage!r}.")
@@ -83,7 +79,7 @@ def _trees(
     distance = _distances(jax.lax.stop_gradient(features).astype(jnp.float32), weight, linkage)
     # Under shard_map the weights may be the same on all devices, while the distances are not.
     weight = weight * jnp.ones_like(distance[:, 0])
-    grow = functools.partial(_tree, linkage=linkage, joins=joins, exact=exact)
+    grow = functools.partial(_tree, linkage=linkage, joins=joins)
     # On a CPU the matrix of one image stays in the cache: ten times as fast as all at once
     # (196 tokens, batch 64: 82 ms and 856 ms).
     return jax.lax.platform_dependent(
@@ -138,11 +134,10 @@ def _tree(
     *,
     linkage: Linkage,
     joins: int,
-    exact: bool,
 ) -> _Joins:
     """The joins of one image: into which token each goes, and at what cost (infinite: never).
 
-    At least `joins` of the whole tree are there; if `exact`, the cheapest.
+    At least the cheapest `joins` of the whole tree are there.
     """
     place = jnp.arange(len(weight), dtype=jnp.int32)
 
@@ -169,7 +164,7 @@ def _tree(
         distance = jnp.where(gone, jnp.inf, distance)
         into, cost = jnp.where(goes, nearest, into), jnp.where(goes, low, cost)
         # Later joins cost no less than the least distance that is left.
-        known = cost <= distance.min() if exact else jnp.isfinite(cost)
+        known = cost <= distance.min()
         return distance, left, into, cost, jnp.sum(known) < joins
 
     # All made of the inputs, so that under shard_map they vary over the same axes.

@@ -29,7 +29,6 @@ class Cluster(JoiningPolicy):
     """
 
     name: ClassVar[str] = "cluster"
-    exact: ClassVar[bool] = True
     fractions: ClassVar[tuple[float, ...]] = (4 / 12, 5 / 12, 6 / 12, 7 / 12, 9 / 12)
 
     def blocks(self, vit: ViTShape) -> tuple[int, ...]:
@@ -56,5 +55,5 @@ class Cluster(JoiningPolicy):
         )
         received = jax.lax.stop_gradient(received / received.mean(axis=1, keepdims=True))
         patches = tokens.x[:, vit.prefix :]
-        cluster = agglomerate.assign(patches, size * jnp.sqrt(received), count, exact=self.exact)
+        cluster = agglomerate.assign(patches, size * jnp.sqrt(received), count)
         return join_clusters(tokens, cluster, count, size * received, vit, keep_norm=True)
