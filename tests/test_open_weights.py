@@ -7,37 +7,20 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from published import add_pico, write_weights
 from safetensors.numpy import save_file
 
 import bvit
-from bvit import models
 from bvit.data import preprocessing
 from bvit.data.preprocessing import HALF, by_name
 from bvit.image.pixels import IMAGENET_MEAN
-
-PICO = {"patch_size": 16, "width": 8, "depth": 1, "num_heads": 1}
 
 
 @pytest.fixture
 def weights(tmp_path, monkeypatch):
     """Writes weights of a tiny ViT under a name; returns their path."""
-    pico = partial(models.VisionTransformer, **PICO)
-    monkeypatch.setitem(models.MODELS, "deit_pico_patch16_224", pico)
-
-    def write(name, num_classes=7, **options):
-        model = models.create("deit_pico_patch16_224", num_classes=num_classes, **options)
-        size = options.get("image_size", 224)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, size, size, 3)))
-        rng = np.random.default_rng(0)
-        paths = jax.tree_util.tree_leaves_with_path(shapes)
-        arrays = {
-            jax.tree_util.keystr(path, simple=True, separator="/"): rng.normal(size=leaf.shape)
-            for path, leaf in paths
-        }
-        save_file(arrays, tmp_path / name)
-        return tmp_path / name
-
-    return write
+    add_pico(monkeypatch)
+    return lambda name, **options: write_weights(tmp_path / name, num_classes=7, **options)
 
 
 # As timm 1.0.31's `default_cfgs` and torchvision 0.28's weights enums have them: mean, short side,
