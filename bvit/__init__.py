@@ -41,7 +41,7 @@ __all__ = [
 
 def __getattr__(name: str) -> ModuleType | str:
     if name == "pretrained":
-        return importlib.import_module("bvit.models.pretrained")
+        return importlib.import_module("bvit.pretrained")
     if name == "__version__":
         return importlib.metadata.version("bvit")
     raise AttributeError(f"module 'bvit' has no attribute {name!r}")

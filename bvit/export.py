@@ -1,5 +1,7 @@
 """Writes a trained model for others: python -m bvit.export --run=runs/vit_mask --to=DIR
 
+--weights=FILE --model=NAME in the place of --run takes published weights.
+
 DIR gets model.stablehlo, the program, from pixels to logits, with the token policy and the
 normalisation in it, for any number of pictures at once; parameters.safetensors, what it computes
 with; and about.json: classes, size of the pictures, policy. It runs without bvit:
@@ -28,7 +30,9 @@ from safetensors.numpy import load_file, save
 from bvit import outputs
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.classify import classify
-from bvit.run import BEST, CHECKPOINTS, Run
+from bvit.data.imagenet import readable
+from bvit.published import add_arguments, add_checkpoint, load
+from bvit.run import Trained
 from bvit.tokens import Policy
 
 PROGRAM, PARAMETERS, ABOUT = "model.stablehlo", "parameters.safetensors", "about.json"
@@ -47,26 +51,20 @@ class ExportError(Exception):
 def main(arguments: Sequence[str]) -> None:
     """Writes the model that the arguments name."""
     parser = Parser("python -m bvit.export", __doc__)
-    parser.add_argument("--run", required=True, type=Path, help="run directory of the model")
+    add_arguments(parser)
+    add_checkpoint(parser)
     parser.add_argument("--to", required=True, type=Path, metavar="DIR", help="where to write")
     parser.add_argument(
         "--policy",
         default="",
         metavar="NAME[:BUDGET]",
-        help="what becomes of blurry patches, as in bvit.predict; by default what the run trained "
-        "with",
-    )
-    parser.add_argument(
-        "--checkpoint",
-        choices=CHECKPOINTS,
-        default=BEST,
-        help="best: on the validation images, if the run has any; or newest",
+        help="which tokens are computed, as in bvit.predict; by default what the run trained with",
     )
     options = parser.parse_args(arguments)
     try:
         check_folder(options.to)
-        run = Run(options.run).load(checkpoint=options.checkpoint)
-        difference = export(run, run.policy(options.policy), options.to)
+        trained = load(options)
+        difference = export(trained, trained.policy(options.policy), options.to)
     except (ValueError, OSError) as error:
         fail(str(error), EXIT_BAD_INPUT)
     except ExportError as error:
@@ -79,12 +77,12 @@ def main(arguments: Sequence[str]) -> None:
     )
 
 
-def export(run: Run, policy: Policy, folder: Path) -> float:
+def export(trained: Trained, policy: Policy, folder: Path) -> float:
     """Writes a trained model as a StableHLO program and its parameters; reads them back and checks.
 
     Args:
-      run: of `bvit.run.Run.load`.
-      policy: what becomes of blurry patches.
+      trained: of `bvit.run.Run.load`, or published weights.
+      policy: which tokens are computed.
       folder: where to write; files of an earlier export are replaced, all others are kept.
 
     Returns:
@@ -101,16 +99,16 @@ def export(run: Run, policy: Policy, folder: Path) -> float:
             f"policy {policy.label} needs a PRNG key for each image, and an exported model is "
             "given pixels alone: export another policy."
         )
-    parameters = traverse_util.flatten_dict(jax.device_get(run.variables), sep="/")
-    size = run.config.data.image_size
+    parameters = traverse_util.flatten_dict(jax.device_get(trained.variables), sep="/")
+    size = trained.preprocess.image_size
     pixels = jax.ShapeDtypeStruct(
         jax_export.symbolic_shape(f"batch, {size}, {size}, 3"), jnp.float32
     )
-    program = jax_export.export(jax.jit(_by_name(run, policy)), platforms=PLATFORMS)
+    program = jax_export.export(jax.jit(_by_name(trained, policy)), platforms=PLATFORMS)
     serialized = bytes(program(parameters, pixels).serialize())
     contents = {PROGRAM: serialized, PARAMETERS: save(parameters)}
-    _write(folder, contents, _about(run, policy))
-    return _check(run, policy, folder)
+    _write(folder, contents, _about(trained, policy))
+    return _check(trained, policy, folder)
 
 
 def check_folder(folder: Path) -> None:
@@ -157,14 +155,14 @@ def _is_ours(path: Path) -> bool:
 
 
 def _logits(
-    run: Run, policy: Policy, variables: PyTree, image: Float[Array, "n h w 3"]
+    trained: Trained, policy: Policy, variables: PyTree, image: Float[Array, "n h w 3"]
 ) -> Float[Array, "n classes"]:
     """Pixels in [0, 1] to logits."""
-    mean, std = tuple(run.config.data.mean), tuple(run.config.data.std)
-    return classify(run.model, variables, image, policy, mean=mean, std=std)
+    mean, std = trained.preprocess.mean, trained.preprocess.std
+    return classify(trained.model, variables, image, policy, mean=mean, std=std)
 
 
-def _by_name(run: Run, policy: Policy) -> Callable[[dict[str, Array], Array], Array]:
+def _by_name(trained: Trained, policy: Policy) -> Callable[[dict[str, Array], Array], Array]:
     """(parameters by name, pixels) → logits, for any number of pictures.
 
     The models are written for batches of a known size. Mapped over single pictures, they never see
@@ -173,33 +171,35 @@ def _by_name(run: Run, policy: Policy) -> Callable[[dict[str, Array], Array], Ar
 
     def call(parameters: dict[str, Array], image: Array) -> Array:
         variables = traverse_util.unflatten_dict(parameters, sep="/")
-        return jax.vmap(lambda one: _logits(run, policy, variables, one[None])[0])(image)
+        return jax.vmap(lambda one: _logits(trained, policy, variables, one[None])[0])(image)
 
     return call
 
 
-def _about(run: Run, policy: Policy) -> dict[str, object]:
-    size = run.config.data.image_size
+def _about(trained: Trained, policy: Policy) -> dict[str, object]:
+    size = trained.preprocess.image_size
     return {
         "input": f"float32 [n, {size}, {size}, 3], RGB in [0, 1]",
-        "output": f"float32 [n, {len(run.class_names)}], logits",
-        "classes": run.class_names,
+        "output": f"float32 [n, {len(trained.class_names)}], logits",
+        "classes": [readable(name) for name in trained.class_names],
         "policy": policy.label,
-        "model": run.config.model.name,
-        "step": run.step,
+        "model": trained.config.model.name,
+        "step": trained.step,
         "platforms": PLATFORMS,
         "jax": jax.__version__,
     }
 
 
-def _check(run: Run, policy: Policy, folder: Path) -> float:
+def _check(trained: Trained, policy: Policy, folder: Path) -> float:
     program = jax_export.deserialize((folder / PROGRAM).read_bytes())
-    size = run.config.data.image_size
+    size = trained.preprocess.image_size
     pixels = np.random.default_rng(0).random((TRIED, size, size, 3), np.float32)
     got = np.asarray(program.call(load_file(folder / PARAMETERS), pixels))
-    want = np.asarray(jax.jit(functools.partial(_logits, run, policy))(run.variables, pixels))
+    want = np.asarray(
+        jax.jit(functools.partial(_logits, trained, policy))(trained.variables, pixels)
+    )
     difference = float(np.abs(got - want).max() / np.abs(want).max())
-    if not difference <= jnp.finfo(run.model.dtype).eps ** 0.5:
+    if not difference <= jnp.finfo(trained.model.dtype).eps ** 0.5:
         raise ExportError(
             f"{folder / PROGRAM} does not give the logits of the model: they differ by "
             f"{difference:.1e} of the largest."

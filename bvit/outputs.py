@@ -11,6 +11,7 @@ import io
 import itertools
 import os
 import secrets
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +39,10 @@ DEFAULT_FORMAT = "png"
 # Text stays text that can be searched and edited in a PDF, as publishers want.
 PDF_TEXT = {"pdf.fonttype": 42}
 # What the drawings are called that bvit.predict and bvit.focus make of pictures.
-OVERLAY, FOCUS_MAP = ".overlay.png", ".focus.png"
+OVERLAY, FOCUS_MAP = ".overlay.jpg", ".focus.png"
+VIDEO_OVERLAY = ".overlay.mp4"
+DRAWINGS = (OVERLAY, VIDEO_OVERLAY, FOCUS_MAP, ".overlay.png")  # the last is what older ones have
+QUALITY = 90  # of JPEGs
 
 # A temporary name takes so much of the name of its file: names end at 255 bytes.
 NAME = 50
@@ -58,7 +62,7 @@ def is_marked(path: Path) -> bool:
 
 def is_drawing(path: Path) -> bool:
     """Whether a file is a drawing of a picture that bvit wrote."""
-    return path.name.endswith((OVERLAY, FOCUS_MAP)) and path.is_file() and is_marked(path)
+    return path.name.endswith(DRAWINGS) and path.is_file() and is_marked(path)
 
 
 def check(path: Path, ours: Ours = is_marked) -> None:
@@ -156,7 +160,7 @@ class Drawings:
 
         Args:
           folder: where to write.
-          suffix: of the names: `OVERLAY` or `FOCUS_MAP`.
+          suffix: of the names of images: `OVERLAY` or `FOCUS_MAP`.
           pictures: that are drawn.
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -165,11 +169,41 @@ class Drawings:
 
     def save(self, picture: Path, pixels: UInt8[np.ndarray, "h w 3"]) -> Path:
         """Writes the drawing of a picture, and returns where."""
-        mark, drawn = PngInfo(), io.BytesIO()
-        mark.add_text(METADATA["png"], MARK)
-        Image.fromarray(pixels).save(drawn, "PNG", pnginfo=mark)
-        path = next(filter(self._free, numbered(self._folder, picture.stem, self._suffix)))
+        drawn = io.BytesIO()
+        if self._suffix.endswith(".png"):
+            mark = PngInfo()
+            mark.add_text(METADATA["png"], MARK)
+            Image.fromarray(pixels).save(drawn, "PNG", pnginfo=mark)
+        else:
+            Image.fromarray(pixels).save(drawn, "JPEG", quality=QUALITY, comment=MARK)
+        path = self._path(picture.stem, self._suffix)
         write(path, drawn.getvalue())
+        return self._written(path)
+
+    @contextlib.contextmanager
+    def video(self, name: str) -> Iterator[tuple[Path, Path]]:
+        """For the drawing of a video: where to write it, and the name that it gets at the end.
+
+        Args:
+          name: of the video, without its ending.
+        """
+        path = self._path(name, VIDEO_OVERLAY)
+        token = secrets.token_hex(4)
+        # OpenCV knows the format by the ending.
+        partial = path.with_name(f".{path.stem[:NAME]}.{token}{PARTIAL}{path.suffix}")
+        try:
+            yield partial, path
+        finally:  # a stream ends when it is interrupted
+            if partial.exists():
+                with partial.open("ab") as file:
+                    file.write(struct.pack(">I4s", 8 + len(MARK), b"free") + MARK.encode())
+                _place(is_marked, partial, path)
+                self._written(path)
+
+    def _path(self, stem: str, suffix: str) -> Path:
+        return next(filter(self._free, numbered(self._folder, stem, suffix)))
+
+    def _written(self, path: Path) -> Path:
         if written := _identity(path):
             self._taken.add(written)
         return path

@@ -1,42 +1,49 @@
-"""Labels images: python -m bvit.predict --run=runs/vit_mask PICTURES...
+"""Labels images and videos: python -m bvit.predict --run=runs/vit_mask IMAGES...
 
-PICTURES are files, folders, patterns such as 'shots/**/*.jpg', and - for a list of them on stdin.
-The model is given the middle of each picture, at the size that the run was trained with. A line
-has the class, the model's confidence, the blur, and the number of patch tokens that were computed.
-There are two figures for the blur. sigma, in pixels of the file, is how far it spreads light in the
-direction where it spreads most: a motion over 30 pixels has 30/√12 = 8.7. blurry is the share of
-the patches that count as blurry at the size that the model is given.
-Pictures that can't be read are listed at the end, with exit code 1.
+--weights=FILE --model=NAME in the place of --run takes published weights, and no data:
+
+  python -m bvit.predict --weights=hf:timm/deit_tiny_patch16_224.fb_in1k IMAGES...
+
+IMAGES are image and video files, folders of images, patterns such as 'shots/**/*.jpg', streams
+(rtsp://..., /dev/video0), and - for a list of names on stdin. The model is given the middle of each
+image. A line, one for each frame of a video, has the class, the model's confidence, the blur, and
+the number of patch tokens that were computed. There are two figures for the blur. sigma, in pixels
+of the file, is how far it spreads light in the direction where it spreads most: a motion over 30
+pixels has 30/√12 = 8.7. blurry is the share of the patches that count as blurry at the size that
+the model is given. Images that can't be read are listed at the end, with exit code 1.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import logging
 from tqdm import tqdm
 
 from bvit.arguments import Parser, run_over_files
-from bvit.data import UnreadableImageError
 from bvit.data.imagenet import readable
-from bvit.data.listing import Photograph, list_images, read_ahead
-from bvit.data.pipeline import RESIZE_RATIO
+from bvit.data.listing import Found, Photograph, list_images, read_ahead
+from bvit.data.video import is_stream, is_video
 from bvit.evaluation.predictions import Predictions, Predictor
 from bvit.evaluation.rows import NOTHING
-from bvit.outputs import OVERLAY, Drawings
-from bvit.printing import FORMATS, Row, make_output
-from bvit.report.overlays import draw
-from bvit.run import BEST, CHECKPOINTS, Run
+from bvit.printing import FORMATS, Output, Row, make_output
+from bvit.published import add_arguments, add_checkpoint, keep_programs, load
+from bvit.run import Trained
 from bvit.tokens import Policy
+
+if TYPE_CHECKING:
+    from bvit.survey.annotation import Overlays
 
 TOP = 5
 HEADING = ("file", "label", "confidence", "sigma", "blurry", "tokens", "then")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Classifies the pictures that the arguments name."""
+    """Classifies the images that the arguments name."""
     options = _parser().parse_args(arguments)
     logging.set_verbosity(logging.ERROR)
     run_over_files(lambda: predict(options), undone="read")
@@ -44,7 +51,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def _parser() -> Parser:
     parser = Parser("python -m bvit.predict", __doc__)
-    parser.add_argument("--run", required=True, type=Path, help="run directory of the model")
+    add_arguments(parser)
+    add_checkpoint(parser)
     parser.add_argument(
         "--policy",
         default="",
@@ -53,95 +61,140 @@ def _parser() -> Parser:
         "the run trained with",
     )
     parser.add_argument(
-        "--checkpoint",
-        choices=CHECKPOINTS,
-        default=BEST,
-        help="best: on the validation images, if the run has any; or newest",
+        "--format", choices=FORMATS, default="table", help="of the results; streams need jsonl, csv"
     )
-    parser.add_argument("--format", choices=FORMATS, default="table", help="of the results")
     parser.add_argument(
         "--overlays",
         type=Path,
         metavar="DIR",
-        help="write each picture beside what the model saw of it, as DIR/NAME.overlay.png: patches "
-        "that no token shows are dark, and lines run around patches that share a token; only "
-        "overlays of an earlier run are replaced",
+        help="draw what was found and what was computed over each image, as "
+        "DIR/NAME.overlay.jpg, and over each video, as DIR/NAME.overlay.mp4; only overlays of an "
+        "earlier run are replaced",
     )
-    parser.add_argument("--batch_size", type=int, default=32, help="pictures that run together")
-    parser.add_argument("pictures", nargs="+", metavar="PICTURES", help="files, folders, ...")
+    parser.add_argument("--batch_size", type=int, default=32, help="images that run together")
+    parser.add_argument("pictures", nargs="+", metavar="IMAGES", help="files, folders, ...")
     return parser
 
 
 def predict(options: argparse.Namespace) -> tuple[dict[str, str], int]:
-    """Prints what is on the pictures.
+    """Prints what is on the images.
 
     Returns:
-      What could not be read, name → reason; and how many pictures were.
+      What could not be read, name → reason; and how many images were.
 
     Raises:
-      ValueError: the run can't be used, or can't follow the policy; or stdin names no picture.
+      ValueError: the model can't be used, or can't follow the policy; or stdin names no image, or
+        a stream is to be printed as a table.
     """
-    paths, failures = list_images(options.pictures, sys.stdin)
-    if not (paths or failures):
+    streams = [name for name in options.pictures if is_stream(name)]
+    if streams and options.format == "table":
+        raise ValueError("a table is printed at the end, which a stream has not: --format=jsonl.")
+    files = [name for name in options.pictures if not is_stream(name)]
+    paths, failures = list_images(files, sys.stdin)
+    names = [*map(str, paths), *streams]
+    if not (names or failures):
         raise ValueError("standard input names no picture: write one name on each line.")
-    run = Run(options.run).load(checkpoint=options.checkpoint)
-    c = run.config
-    policy = run.policy(options.policy)
-    predictor = Predictor(
-        run.model,
-        run.variables,
-        policy,
-        image_size=c.data.image_size,
-        mean=tuple(c.data.mean),
-        std=tuple(c.data.std),
-        score=c.tokens.score,
-        threshold=c.tokens.threshold,
-        seed=c.seed,
-        batch_size=options.batch_size,
-    )
-    overlays = Drawings(options.overlays, OVERLAY, paths) if options.overlays else None
+    trained = load(options)
+    policy = trained.policy(options.policy)
+    has_video = any(map(is_video, names))
+    batch_size = options.batch_size if has_video else _enough(len(names), options.batch_size)
+    predictor = _predictor(trained, policy, batch_size)
+    overlays = _overlays(options.overlays, names, trained) if options.overlays else None
     output = make_output(options.format, heading=HEADING, cells=make_cells, flatten=flatten)
-    size = run.config.data.image_size
-    short_side = run.config.data.resize or round(size * RESIZE_RATIO)
-    crop = {"image_size": size, "short_side": short_side, "interpolation": c.data.interpolation}
-    done = 0
-    with tqdm(total=len(paths), unit="picture", leave=False, dynamic_ncols=True) as bar:
-        for group in read_ahead(paths, options.batch_size, **crop):
-            failures |= {str(p): str(e) for p, e in group if isinstance(e, UnreadableImageError)}
-            seen = [(path, found) for path, found in group if isinstance(found, Photograph)]
-            if seen:
-                pixels = np.stack([found.crop for _, found in seen])
-                found = predictor(pixels, first=done)
-                rows = make_rows(seen, found, run.class_names, policy)
-                if overlays:
-                    shown = predictor.shown(pixels, first=done)
-                    for row, one, numbers in zip(rows, pixels / 255, shown, strict=True):
-                        row["overlay"] = str(
-                            overlays.save(Path(row["file"]), overlay(one, numbers))
-                        )
-                done += len(pixels)
-                with bar.external_write_mode(file=sys.stdout):
-                    output.write(rows)
+    done, started = 0, time.perf_counter()
+
+    def begin(group: list[Found]) -> Callable[[], None]:
+        """Starts to classify a group; what it returns prints its rows."""
+        seen = [found for found in group if isinstance(found, Photograph)]
+        if not seen:
+            return lambda: None
+        pixels, first = np.stack([one.crop for one in seen]), done
+        answers = predictor.begin(pixels, first)
+
+        def finish() -> None:
+            rows = make_rows(seen, answers(), trained.class_names, policy)
+            if overlays:
+                shown = predictor.shown(pixels, first)
+                for row, one, where in zip(rows, seen, shown, strict=True):
+                    row["overlay"] = str(overlays.draw(one, row, where))
+            _write(output, rows, bar)
+
+        return finish
+
+    total = None if has_video else len(names)
+    finish: Callable[[], None] = lambda: None  # noqa: E731
+    bar = tqdm(total=total, unit="image", leave=False, dynamic_ncols=True)
+    try:
+        for group in read_ahead(names, batch_size, trained.preprocess, keep_frames=bool(overlays)):
+            failures |= {name: str(error) for name, error in _unread(group)}
+            before, finish = finish, begin(group)
+            before()  # prints, while the device classifies this group and threads read the next
+            done += len(group) - len(_unread(group))
             bar.update(len(group))
+        finish()
+    finally:
+        bar.close()
+        if overlays:
+            overlays.close()
     output.close()
+    if has_video:
+        seconds = time.perf_counter() - started
+        print(f"{done} frames in {seconds:.1f} s: {done / seconds:.1f} frames/s", file=sys.stderr)
     return failures, done
 
 
+def _enough(count: int, most: int) -> int:
+    """A size of batches that wastes little on few images, of which there are few to compile."""
+    return min(most, 1 << max(0, count - 1).bit_length())
+
+
+def _predictor(trained: Trained, policy: Policy, batch_size: int) -> Predictor:
+    c, preprocess = trained.config, trained.preprocess
+    return Predictor(
+        trained.model,
+        trained.variables,
+        policy,
+        image_size=preprocess.image_size,
+        mean=preprocess.mean,
+        std=preprocess.std,
+        score=c.tokens.score,
+        threshold=c.tokens.threshold,
+        seed=c.seed,
+        batch_size=batch_size,
+    )
+
+
+def _overlays(folder: Path, names: Sequence[str], trained: Trained) -> "Overlays":
+    from bvit.survey.annotation import Overlays  # loads Matplotlib
+
+    return Overlays(folder, names, trained.preprocess)
+
+
+def _unread(group: Sequence[Found]) -> list[tuple[str, Exception]]:
+    return [found for found in group if not isinstance(found, Photograph)]
+
+
+def _write(output: Output, rows: Sequence[Row], bar: tqdm) -> None:
+    with bar.external_write_mode(file=sys.stdout):
+        output.write(rows)
+
+
 def make_rows(
-    seen: Sequence[tuple[Path, Photograph]],
+    seen: Sequence[Photograph],
     found: Predictions,
     class_names: Sequence[str],
     policy: Policy,
 ) -> list[Row]:
-    """One mapping a picture, of plain values: what the output formats print."""
+    """One mapping an image, of plain values: what the output formats print."""
     rows = []
-    for i, (path, photograph) in enumerate(seen):
+    for i, photograph in enumerate(seen):
         best = np.argsort(-found.probability[i], kind="stable")[:TOP]
         top = [(readable(class_names[c]), round(float(found.probability[i, c]), 4)) for c in best]
         width = photograph.blur_width
         rows.append(
             {
-                "file": str(path),
+                "file": photograph.name,
+                "frame": photograph.frame,
                 "label": top[0][0],
                 "confidence": top[0][1],
                 "blurry_patches": round(float(found.blurry[i]), 4),
@@ -157,7 +210,7 @@ def make_rows(
 def make_cells(row: Row) -> list[str]:
     """What a row of the table shows."""
     return [
-        row["file"],
+        row["file"] if row["frame"] is None else f"{row['file']} #{row['frame']}",
         row["label"],
         f"{row['confidence']:.1%}",
         NOTHING if row["sigma"] is None else f"{row['sigma']:.1f}",
@@ -175,18 +228,6 @@ def flatten(row: Row) -> Row:
     return flat
 
 
-def overlay(one: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """A picture beside what the model saw of it, uint8.
-
-    Args:
-      one: in [0, 1].
-      numbers: of the token that shows each patch, or -1.
-    """
-    seen = draw(one, numbers)
-    times = len(seen) // len(one)  # small ones were enlarged
-    both = np.hstack([one.repeat(times, axis=0).repeat(times, axis=1), seen])
-    return np.round(255 * both).astype(np.uint8)
-
-
 if __name__ == "__main__":
+    keep_programs()
     main(sys.argv[1:])

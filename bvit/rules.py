@@ -251,6 +251,7 @@ MODEL_RULES: Mapping[str, Rule] = {
     "num_heads": optional(whole(1, MOST_WIDTH)),
     "mlp_ratio": optional(above(0)),
     "pool": optional(choice("cls", "mean")),
+    "distilled": optional(FLAG),
     "dropout": optional(share()),
     "stochastic_depth": optional(share()),
     "attention": optional(choice(*IMPLEMENTATIONS)),

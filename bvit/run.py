@@ -24,8 +24,8 @@ from ml_collections import ConfigDict
 
 from bvit import config as config_lib
 from bvit import distributed, models, sharding
-from bvit.checkpoint import Checkpoints
 from bvit.classify import check
+from bvit.data.preprocessing import RESIZE_RATIO, Preprocessing
 from bvit.evaluation import answers
 from bvit.evaluation.answers import Answers
 from bvit.evaluation.evaluator import EvalResult
@@ -49,7 +49,49 @@ LENGTH_HINT = (
 MOST_SHOWN = 10
 
 
-class Run:
+class Trained:
+    """A model that can be used: what a run and published weights have in common.
+
+    Attributes:
+      config: the settings; locked.
+      class_names: the names of the classes, in the order of the logits.
+      step: the step that `variables` are from; None before `load`, and for published weights.
+      variables: None before `load`.
+    """
+
+    config: ConfigDict
+    class_names: tuple[str, ...]
+    step: int | None = None
+    variables: PyTree | None = None
+
+    @functools.cached_property
+    def model(self) -> nn.Module:
+        """The classifier, without its variables."""
+        return build_model(self.config, len(self.class_names))
+
+    @property
+    def preprocess(self) -> Preprocessing:
+        """How images are prepared for the model."""
+        c = self.config.data
+        return Preprocessing(
+            c.image_size,
+            c.resize or round(c.image_size * RESIZE_RATIO),
+            c.interpolation,
+            tuple(c.mean),
+            tuple(c.std),
+        )
+
+    def policy(self, text: str = "") -> Policy:
+        """A policy as people type it, "merge:31"; "" is the first that the model trained with.
+
+        Raises:
+          ValueError: there is no such policy, or the model can't follow it.
+        """
+        text = text or config_lib.words(self.config.tokens.policy)[0]
+        return build_policy(self.config, self.model, text)
+
+
+class Run(Trained):
     """A run directory. What it holds is read when it is first asked for.
 
     Attributes:
@@ -69,8 +111,6 @@ class Run:
         self.checkpoints, self.best = path / "checkpoints", path / "best"
         self.figures = path / "figures"
         self.results_file = path / "results.json"
-        self.step: int | None = None
-        self.variables: PyTree | None = None
         self._lock: RunLock | None = None
 
     @classmethod
@@ -220,20 +260,6 @@ class Run:
         """Writes results.json; the run is then finished."""
         write_json(self.results_file, results)
 
-    @functools.cached_property
-    def model(self) -> nn.Module:
-        """The classifier, without its variables."""
-        return build_model(self.config, len(self.class_names))
-
-    def policy(self, text: str = "") -> Policy:
-        """A policy as people type it, "merge:31"; "" is the first that the run trained with.
-
-        Raises:
-          ValueError: there is no such policy, or the model can't follow it.
-        """
-        text = text or config_lib.words(self.config.tokens.policy)[0]
-        return build_policy(self.config, self.model, text)
-
     def load(self, mesh: Mesh | None = None, *, checkpoint: str = BEST) -> "Run":
         """Loads the model to use it.
 
@@ -268,6 +294,8 @@ class Run:
         like = dict(jax.eval_shape(init, jax.random.key(0), images))
         if mesh:
             like = sharding.abstract(like, mesh)
+        from bvit.checkpoint import Checkpoints  # takes a second, which published weights save
+
         for folder in [self.best, self.checkpoints][checkpoint == NEWEST :]:
             if folder.is_dir():
                 with contextlib.closing(Checkpoints(folder)) as checkpoints:
@@ -285,7 +313,7 @@ def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
 
 def _model_options(config: ConfigDict) -> dict[str, Any]:
     options = {k: v for k, v in config.model.items() if k != "name" and v is not None}
-    if config.model.name.startswith("vit"):
+    if models.is_vit(config.model.name):
         options["image_size"] = config.data.image_size
     return options
 

@@ -26,6 +26,7 @@ Neither has been run yet: ImageNet is not at hand.
 from ml_collections import ConfigDict
 
 from bvit.config import default_config, parse_arguments
+from bvit.models import is_vit
 from configs.cnn_blur import CAUTIOUS
 
 # The tags under which timm publishes weights trained in the way that each recipe goes on from.
@@ -48,7 +49,7 @@ def get_config(arguments: str = "") -> ConfigDict:
     config.optimizer.momentum = 0.9
     config.checkpoint.every_steps = 1000
     config.eval.every_steps = 5000
-    if chosen["model"].startswith("vit"):
+    if is_vit(chosen["model"]):
         _vit(config)
     else:
         _cnn(config)

@@ -7,6 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from published import NAME, add_pico, write_weights
 from safetensors.numpy import load_file, save
 from trained import CLASSES, SIZE, run_directory
 
@@ -69,6 +70,19 @@ def test_it_says_what_it_is(exported):
     assert about["classes"] == list(CLASSES)
     assert about["policy"] == "merge:7" and about["step"] == 2
     assert f"{SIZE}, {SIZE}, 3" in about["input"]
+
+
+def test_published_weights_are_exported_with_the_names_of_their_classes(tmp_path, monkeypatch):
+    add_pico(monkeypatch)
+    weights = write_weights(tmp_path / "weights.safetensors", num_classes=1000)
+    folder = tmp_path / "exported"
+    export.main([f"--weights={weights}", f"--model={NAME}", f"--to={folder}"])  # it tries them
+    about = json.loads((folder / "about.json").read_text())
+    assert about["classes"][0] == "tench" and about["model"] == NAME
+    np.testing.assert_array_equal(
+        load_file(folder / "parameters.safetensors")["params/head/bias"],
+        load_file(weights)["params/head/bias"].astype(np.float32),
+    )
 
 
 def test_other_logits_than_the_models_are_an_error(exported, tmp_path, monkeypatch):

@@ -152,6 +152,7 @@ def bad_values(draw):
         "model.dropout": [v for v in share if v is not None],
         "model.stochastic_depth": [v for v in share if v is not None],
         "model.attention": ["flash", "", 1],
+        "model.distilled": [v for v in NO_FLAG if v is not None],
         "model.remat": [v for v in NO_FLAG if v is not None],
         "model.stem": ["large", "", 1],
         "model.early_dilation": whole(1, optional=True),

@@ -88,13 +88,13 @@ def _widest(grey: np.ndarray) -> float | None:
 
 def _along(grey: np.ndarray, noise: float) -> float | None:
     """The blur of an image along its rows; None if nothing but noise changes along them."""
-    energies, across = [], _taps(REBLURS[0])
+    energies, none = [], np.ones(1, np.float32)
+    across = _filtered(grey, none, _taps(REBLURS[0]))
     for reblur in REBLURS:
-        blurred = cv2.sepFilter2D(
-            grey, cv2.CV_32F, _taps(reblur), across, borderType=cv2.BORDER_REFLECT_101
-        )
+        blurred = _filtered(across, _taps(reblur), none)
         expected = noise * _noise_energy(reblur)
-        energy = float(np.square(np.diff(blurred, axis=1)).mean())
+        gradients = blurred.size - len(blurred)
+        energy = cv2.norm(blurred[:, 1:], blurred[:, :-1], cv2.NORM_L2SQR) / gradients
         if energy - expected < LEAST_ENERGY + LEAST_SIGNAL * expected:
             return None
         energies.append(energy - expected)
@@ -102,6 +102,10 @@ def _along(grey: np.ndarray, noise: float) -> float | None:
     excess = max(max(energies[0] / energies[1], 1.0) ** (1 / DECAY) - 1, 1e-6)
     squared = (far**2 - near**2) / excess - near**2 - SHARP**2
     return min(squared**0.5, MAX_SIGMA) if squared > 0 else 0.0
+
+
+def _filtered(grey: np.ndarray, along: np.ndarray, across: np.ndarray) -> np.ndarray:
+    return cv2.sepFilter2D(grey, cv2.CV_32F, along, across, borderType=cv2.BORDER_REFLECT_101)
 
 
 def _turned(grey: np.ndarray, degrees: float) -> np.ndarray:

@@ -1,18 +1,30 @@
 """Image files that a user names, by paths, folders and patterns; read ahead of their use."""
 
+import contextlib
 import dataclasses
+import functools
 import glob
+import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
+
 from bvit.data.blur_width import blur_width
-from bvit.data.decode import Pixels, UnreadableImageError, center_crop, decode_grey
+from bvit.data.decode import Pixels, UnreadableImageError, decode, decode_grey
 from bvit.data.file_index import EXTENSIONS
+from bvit.data.preprocessing import Preprocessing
+from bvit.data.video import is_video, read_frames
 from bvit.outputs import is_drawing
 
 STDIN = "-"
+# What phones write. Pillow or OpenCV reads AVIF, the package pillow-heif HEIC; listed in any case,
+# so that they are not passed over without a word.
+HEIC = (b".heic", b".heif")
+NEEDS_HEIF = "not readable; for HEIC, pip install pillow-heif"
+LISTED = (*EXTENSIONS, b".avif", *HEIC)
 
 
 def list_images(names: Iterable[str], stdin: Iterable[str]) -> tuple[list[Path], dict[str, str]]:
@@ -58,67 +70,98 @@ def _below(folder: str) -> list[Path]:
             Path(top, name)
             for name in sorted(names)
             if not name.startswith(".")
-            and os.fsencode(name.lower()).endswith(EXTENSIONS)
+            and os.fsencode(name.lower()).endswith(LISTED)
             and not is_drawing(Path(top, name))
         ]
     return found
 
 
+@functools.cache
+def _read_heic() -> None:
+    """Teaches Pillow to read HEIC, where the package for it is installed."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+
+
 @dataclasses.dataclass(frozen=True)
 class Photograph:
-    """What is used of an image file.
+    """What is used of an image file, or of a frame of a video.
 
     Attributes:
-      crop: the middle, uint8 [image_size, image_size, 3].
-      blur_width: of the whole file, see `bvit.data.blur_width`.
+      name: of the file or stream.
+      frame: the number of the frame, from 0; None for an image file.
+      crop: what the model is given, uint8 [image_size, image_size, 3].
+      blur_width: of the whole image, see `bvit.data.blur_width`.
+      pixels: of the frame, if they are to be kept; those of a file can be read again.
     """
 
+    name: str
+    frame: int | None
     crop: Pixels
     blur_width: float | None
+    pixels: Pixels | None = None
+
+
+Found = Photograph | tuple[str, UnreadableImageError]
 
 
 def read_ahead(
-    paths: Sequence[Path],
-    group: int,
-    *,
-    image_size: int,
-    short_side: int,
-    interpolation: str = "bilinear",
-) -> Iterator[list[tuple[Path, Photograph | UnreadableImageError]]]:
-    """Reads files in threads, one group ahead.
+    names: Iterable[str], group: int, preprocess: Preprocessing, *, keep_frames: bool = False
+) -> Iterator[list[Found]]:
+    """Reads images and the frames of videos, one group ahead; threads crop and measure them.
 
     Args:
-      paths: the files.
-      group: files in a group; the last group has the rest.
-      image_size: side of the central square that is cut out, in pixels.
-      short_side: of the image before that, in pixels.
-      interpolation: as in `bvit.data.decode.center_crop`.
+      names: of files and streams.
+      group: images in a group; the last group has the rest.
+      preprocess: how images are prepared for the model.
+      keep_frames: whether to keep the pixels of the frames of videos.
 
     Yields:
-      For each file of a group, what is used of it, or the error.
+      A group: what is used of each image, or the name of a file and why it can't be read.
     """
 
-    def read(path: Path) -> tuple[Path, Photograph | UnreadableImageError]:
+    def of_file(name: str) -> Found:
+        is_heic = os.fsencode(name.lower()).endswith(HEIC)
+        if is_heic:
+            _read_heic()
         try:
-            image = path.read_bytes()
-            crop = center_crop(
-                image, size=image_size, short_side=short_side, interpolation=interpolation
-            )
-            return path, Photograph(crop, blur_width(decode_grey(image)))
+            data = Path(name).read_bytes()
+            if preprocess.interpolation == "bicubic":  # from all of its pixels
+                return of_pixels(name, None, decode(data))
+            return Photograph(name, None, preprocess.crop(data), blur_width(decode_grey(data)))
         except UnreadableImageError as error:
-            return path, error
+            return name, UnreadableImageError(NEEDS_HEIF) if is_heic else error
         except OSError as error:
-            return path, UnreadableImageError(error.strerror)
+            return name, UnreadableImageError(error.strerror)
+
+    def of_pixels(name: str, frame: int | None, pixels: Pixels) -> Photograph:
+        width = blur_width(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
+        kept = pixels if keep_frames and frame is not None else None
+        return Photograph(name, frame, preprocess.crop(pixels), width, kept)
+
+    def submitted() -> Iterator[Future[Found]]:
+        for name in names:
+            if not is_video(name):
+                yield pool.submit(of_file, name)
+                continue
+            try:
+                for number, frame in enumerate(read_frames(name)):
+                    yield pool.submit(of_pixels, name, number, frame)
+            except UnreadableImageError as error:
+                yield pool.submit(tuple, (name, error))
 
     pool = ThreadPoolExecutor(os.cpu_count())
+    futures = submitted()
     try:
-        waiting: list[Future] = []
-        for start in range(0, len(paths), group):
-            ahead = [pool.submit(read, path) for path in paths[start : start + group]]
+        waiting: list[Future[Found]] = []
+        while ahead := list(itertools.islice(futures, group)):
             if waiting:
                 yield [future.result() for future in waiting]
             waiting = ahead
         if waiting:
             yield [future.result() for future in waiting]
     finally:
+        futures.close()
         pool.shutdown(cancel_futures=True)

@@ -20,6 +20,7 @@ from absl import flags, logging
 
 from bvit import interrupt
 from bvit.data.decode import Pixels, UnreadableImageError, center_crop, random_resized_crop
+from bvit.data.preprocessing import RESIZE_RATIO
 from bvit.data.sources import Source
 
 Batch = dict[str, np.ndarray]
@@ -35,9 +36,6 @@ MAX_THREADS = 16
 MAX_UNREADABLE = 100
 # This many unreadable images are named in the log; the rest are only counted.
 NAMED_UNREADABLE = 20
-# How far evaluation shrinks the short side before the centre crop: 256 for 224, as for ImageNet
-# since Krizhevsky et al. 2012.
-RESIZE_RATIO = 256 / 224
 IGNORED_WARNING = "ignore:resource_tracker:UserWarning"
 
 

@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Int, PyTree, Shaped, UInt8
+from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from bvit.classify import check, num_tokens, patch_size
 from bvit.evaluation.evaluator import make_classify, make_shown
@@ -79,52 +79,49 @@ class Predictor:
             seed=seed,
             mesh=make_mesh(devices=jax.local_devices()[:1]),
         )
-        self._classify = functools.partial(classify, variables)
-        self._blurry = functools.partial(
-            _blurry,
-            score=score,
-            threshold=own_threshold(score) if threshold is None else threshold,
-            side=patch_size(model),
-        )
+        threshold = own_threshold(score) if threshold is None else threshold
+
+        @jax.jit
+        def answer(variables: PyTree, pixels: Array, index: Array) -> tuple[Array, Array]:
+            image = to_float(pixels)
+            blurry = FOCUS_MEASURES[score](image, patch_size=patch_size(model)) < threshold
+            logits = classify(variables, image, index)
+            return jax.nn.softmax(logits), blurry.mean(axis=(1, 2))
+
+        self._answer = functools.partial(answer, variables)
         where = make_shown(model, policy, mean=mean, std=std, seed=seed)
         self._shown = functools.partial(where, variables)
 
     def __call__(self, pixels: UInt8[np.ndarray, "n s s 3"], first: int) -> Predictions:
         """Classifies some images; the first of them is number `first` of all."""
-        logits = self._in_batches(self._classify, pixels, first)
-        blurry = self._in_batches(self._blurry, pixels, first)
-        return Predictions(
-            probability=jax.device_get(jax.nn.softmax(logits)),
-            blurry=blurry,
-            tokens=np.full(len(pixels), self._tokens),
-        )
+        return self.begin(pixels, first)()
+
+    def begin(self, pixels: UInt8[np.ndarray, "n s s 3"], first: int) -> Callable[[], Predictions]:
+        """Starts to classify some images; what it returns waits for the answers.
+
+        Meanwhile the host is free: to read the next images, say.
+        """
+        begun = [self._answer(*batch) for batch in self._batches(pixels, first)]
+
+        def answers() -> Predictions:
+            parts = zip(*jax.device_get(begun), strict=True)
+            probability, blurry = (np.concatenate(part)[: len(pixels)] for part in parts)
+            return Predictions(probability, blurry, np.full(len(pixels), self._tokens))
+
+        return answers
 
     def shown(
         self, pixels: UInt8[np.ndarray, "n s s 3"], first: int
     ) -> Int[np.ndarray, "n rows columns"]:
         """The number of the token that shows each patch, -1 for none."""
-        return self._in_batches(self._shown, pixels, first)
+        parts = [self._shown(to_float(part), index) for part, index in self._batches(pixels, first)]
+        return np.concatenate(jax.device_get(parts))[: len(pixels)]
 
-    def _in_batches(
-        self,
-        function: Callable[[Array, Array], Array],
-        pixels: UInt8[np.ndarray, "n s s 3"],
-        first: int,
-    ) -> Shaped[np.ndarray, "n ..."]:
-        """Applies a function of (images, their numbers) batch by batch; zeros fill the last one."""
-        results = []
+    def _batches(
+        self, pixels: UInt8[np.ndarray, "n s s 3"], first: int
+    ) -> Iterator[tuple[UInt8[np.ndarray, "b s s 3"], Int[np.ndarray, " b"]]]:
+        """Batches of images, of one size, and their numbers; zeros fill the last one."""
         for start in range(0, len(pixels), self._batch):
             part = pixels[start : start + self._batch]
             padded = np.pad(part, [(0, self._batch - len(part)), (0, 0), (0, 0), (0, 0)])
-            index = first + start + np.arange(self._batch, dtype=np.int32)
-            results.append(function(to_float(padded), index))
-        return np.concatenate(jax.device_get(results))[: len(pixels)]
-
-
-@functools.partial(jax.jit, static_argnames=("score", "threshold", "side"))
-def _blurry(
-    image: Array, index: Array, *, score: str, threshold: float, side: int
-) -> Float[Array, " n"]:
-    """The share of blurry patches."""
-    del index
-    return (FOCUS_MEASURES[score](image, patch_size=side) < threshold).mean(axis=(1, 2))
+            yield padded, first + start + np.arange(self._batch, dtype=np.int32)

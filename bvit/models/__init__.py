@@ -13,7 +13,7 @@ from bvit.models.resnet import BasicBlock, Bottleneck, ResNet
 from bvit.models.vgg import VGG
 from bvit.models.vit import VisionTransformer
 
-__all__ = ["MODELS", "VisionTransformer", "create"]
+__all__ = ["MODELS", "VisionTransformer", "create", "is_vit"]
 
 # Widths and heads of tiny and small: DeiT (Touvron et al. 2021); of base and large: Dosovitskiy et
 # al. 2021, table 1.
@@ -62,7 +62,19 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vit_base_patch32_224": partial(_base, patch_size=32),
     "vit_large_patch16_224": partial(_large, patch_size=16),
     "vit_large_patch32_224": partial(_large, patch_size=32),
+    # The ViTs of Touvron et al. 2021 under timm's names, so that their weights are known by them.
+    "deit_tiny_patch16_224": partial(_tiny, patch_size=16),
+    "deit_small_patch16_224": partial(_small, patch_size=16),
+    "deit_base_patch16_224": partial(_base, patch_size=16),
+    "deit_tiny_distilled_patch16_224": partial(_tiny, patch_size=16, distilled=True),
+    "deit_small_distilled_patch16_224": partial(_small, patch_size=16, distilled=True),
+    "deit_base_distilled_patch16_224": partial(_base, patch_size=16, distilled=True),
 }
+
+
+def is_vit(name: str) -> bool:
+    """Whether a key of `MODELS` is a ViT, which is made for one size of images."""
+    return name in MODELS and MODELS[name].func is VisionTransformer
 
 
 def create(name: str, *, num_classes: int = 1000, **overrides) -> nn.Module:

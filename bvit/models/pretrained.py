@@ -17,14 +17,14 @@ from bvit.models.vgg import VGG
 from bvit.models.vit import VisionTransformer
 from bvit.models.weight_files import read, resolve
 
-__all__ = ["convert", "load", "read", "resolve"]
+__all__ = ["convert", "head_size", "load", "published_paths", "read", "resolve"]
 
 # The modules of the head, which depends on the number of classes.
 HEADS: dict[type[nn.Module], tuple[str, ...]] = {
     ResNet: ("fc",),
     VGG: ("classifier_6",),
     GoogLeNet: ("fc", "aux1/fc2", "aux2/fc2"),
-    VisionTransformer: ("head",),
+    VisionTransformer: ("head", "head_dist"),
 }
 
 # What weights may come without, or a model be made without.
@@ -34,6 +34,17 @@ OPTIONAL: dict[type[nn.Module], tuple[str, ...]] = {
 
 # The CNNs' variables do not depend on the size of their images.
 CNN_IMAGE_SIZE = 224
+
+# What some published ViTs have and bvit's have not, by a part of the published names.
+UNSUPPORTED = {
+    "reg_token": "register tokens",
+    ".gamma": "LayerScale",
+    "q_norm": "normalised queries and keys",
+    "attn_pool": "pooling by attention",
+    "norm_pre": "a norm before the blocks",
+    "vit.encoder.": "the names of Hugging Face's transformers (timm has the same weights)",
+    "encoder.layers.": "the names of torchvision's ViTs (timm has ViTs too)",
+}
 
 Published = dict[str, tuple[str, np.ndarray]]  # path in bvit to published name, array
 
@@ -110,6 +121,23 @@ def convert(
     return traverse_util.unflatten_dict(filled | _draw(model, seed, drawn), sep="/")
 
 
+def published_paths(state_dict: Mapping[str, np.ndarray]) -> set[str]:
+    """The paths in bvit's variables that published weights fill, known or not."""
+    return set(weight_names.to_paths(state_dict))
+
+
+def head_size(name: str, state_dict: Mapping[str, np.ndarray]) -> int:
+    """How many classes the head of published weights has, 0 where there is none.
+
+    Args:
+      name: a key of `bvit.models.MODELS`.
+      state_dict: as for `convert`.
+    """
+    head = HEADS[type(models.create(name))][0]
+    _, bias = weight_names.to_paths(state_dict).get(f"params/{head}/bias", ("", np.zeros(0)))
+    return len(bias)
+
+
 def _check_floats(published: Published) -> None:
     for source, array in published.values():
         if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -150,8 +178,7 @@ def _fitted_to_vit(
     for path, (source, array) in published.items():
         shape = wanted.get(path, array.shape)
         if path == "params/pos_embed" and array.ndim == 3:
-            prefix = int(model.pool == "cls")
-            array = resample.resample_positions(array, model.grid, prefix=prefix)
+            array = resample.resample_positions(array, model.grid, prefix=model.shape.prefix)
         elif path == "params/patch_embed/kernel" and array.ndim == 4:
             array = resample.resample_patch_kernel(array, model.patch_size)
         elif "/attn/" in path and array.ndim < len(shape) and array.size == np.prod(shape):
@@ -193,6 +220,11 @@ def _check_fit(name: str, published: Published, wanted: dict[str, tuple[int, ...
     lines = [
         f"these weights are not those of {name} as it was asked for; check the name, and "
         "num_classes and the other overrides; replace_head=True leaves out the published head."
+    ]
+    lines += [
+        f"they have {what}, which bvit does not support."
+        for part, what in UNSUPPORTED.items()
+        if any(part in source for source in unused)
     ]
     for title, entries in (
         ("arrays without a place in the model", unused),

@@ -1,5 +1,6 @@
 """The Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), as timm builds it."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -60,6 +61,9 @@ class VisionTransformer(nn.Module):
         the patch tokens, normed after averaging (timm's `fc_norm`); there is no class token then. A
         merged token counts as often as the patches it stands for, so that the mean stays one over
         the area of the image, whatever the plan.
+      distilled: a second token before the patches, DeiT's distillation token, with a head of its
+        own; the logits are the mean of both heads' (Touvron et al. 2021, arXiv:2012.12877, section
+        4). Needs pool="cls".
       dropout: rate on the embeddings and inside and after the branches, when training.
       stochastic_depth: rate at which the last block's branches are skipped, when training; it grows
         linearly from 0 at the first block (Huang et al. 2016, arXiv:1603.09382).
@@ -77,6 +81,7 @@ class VisionTransformer(nn.Module):
     num_heads: int = 3
     mlp_ratio: float = 4.0
     pool: str = "cls"
+    distilled: bool = False
     dropout: float = 0.0
     stochastic_depth: float = 0.0
     dtype: DTypeLike = jnp.float32
@@ -99,6 +104,10 @@ class VisionTransformer(nn.Module):
             raise ValueError(
                 f"attention must be one of {', '.join(IMPLEMENTATIONS)}: got {self.attention!r}."
             )
+        if self.distilled and self.pool != "cls":
+            raise ValueError(
+                "distilled adds a token beside the class token: got pool='mean'; use pool='cls'."
+            )
         for name in ("dropout", "stochastic_depth"):
             rate = getattr(self, name)
             if not 0 <= rate < 1:
@@ -118,7 +127,7 @@ class VisionTransformer(nn.Module):
     @property
     def shape(self) -> ViTShape:
         """What token policies have to know."""
-        prefix = int(self.pool == "cls")
+        prefix = int(self.pool == "cls") + int(self.distilled)
         return ViTShape(self.grid, self.patch_size, self.depth, self.width, self.mlp_ratio, prefix)
 
     @nn.compact
@@ -222,19 +231,27 @@ class VisionTransformer(nn.Module):
         )
         if not prefix:
             return tokens
-        token = self.param("cls_token", truncated_normal, (1, 1, self.width))
-        token = jnp.broadcast_to((token + own).astype(self.dtype), (len(images), 1, self.width))
+        names = ("cls_token", "dist_token")[:prefix]
+        first = [self.param(name, truncated_normal, (1, 1, self.width)) for name in names]
+        first = (jnp.concatenate(first, axis=1) + own).astype(self.dtype)
+        first = jnp.broadcast_to(first, (len(images), prefix, self.width))
         size = None if tokens.size is None else with_prefix(tokens.size, prefix)
-        return tokens.replace(x=jnp.concatenate([token, tokens.x], axis=1), size=size)
+        return tokens.replace(x=jnp.concatenate([first, tokens.x], axis=1), size=size)
 
     def _classify(self, tokens: Tokens) -> Float[Array, "n num_classes"]:
         """Pools the tokens, norms, and applies the head, in float32."""
         x, size = tokens.x.astype(jnp.float32), tokens.size
         if self.pool == "cls":
-            pooled = x[:, 0]
+            pooled = x[:, : self.shape.prefix]
         elif size is None:
             pooled = x.mean(axis=1)
         else:
             pooled = (size[..., None] * x).sum(axis=1) / size.sum(axis=1, keepdims=True)
         pooled = layer_norm(name="norm")(pooled)
-        return nn.Dense(self.num_classes, kernel_init=truncated_normal, name="head")(pooled)
+        head = functools.partial(nn.Dense, self.num_classes, kernel_init=truncated_normal)
+        if self.pool == "mean":
+            return head(name="head")(pooled)
+        logits = head(name="head")(pooled[:, 0])
+        if self.distilled:
+            logits = (logits + head(name="head_dist")(pooled[:, 1])) / 2
+        return logits

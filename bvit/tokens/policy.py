@@ -40,7 +40,7 @@ class ViTShape(NamedTuple):
       depth: number of blocks.
       width: features of a token.
       mlp_ratio: hidden features of the MLP, as a multiple of width.
-      prefix: tokens before those of the patches: 1 with a class token, else 0.
+      prefix: tokens before those of the patches: the class token and, of a distilled DeiT, another.
     """
 
     grid: tuple[int, int]

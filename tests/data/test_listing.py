@@ -2,6 +2,9 @@ import pytest
 
 from bvit.data.decode import UnreadableImageError
 from bvit.data.listing import list_images, read_ahead
+from bvit.data.preprocessing import Preprocessing
+
+SMALL = Preprocessing(8, 9, "bilinear")
 
 
 @pytest.fixture
@@ -53,15 +56,15 @@ def test_what_is_no_image_is_named_with_the_reason(folder):
 def test_files_come_in_order_in_groups_with_a_reason_where_there_is_none(folder, group):
     paths, _ = list_images([str(folder)], [])
     paths.append(folder / "gone.png")
-    groups = list(read_ahead(paths, group, image_size=8, short_side=9))
+    groups = list(read_ahead(map(str, paths), group, SMALL))
     assert [len(found) for found in groups] == [
         len(paths[start : start + group]) for start in range(0, len(paths), group)
     ]
     found = [item for items in groups for item in items]
-    assert [path for path, _ in found] == paths
+    assert [name for name, _ in found] == list(map(str, paths))
     assert all(isinstance(error, UnreadableImageError) for _, error in found)
     assert str(found[-1][1]) == "No such file or directory"
 
 
 def test_nothing_to_read_gives_no_group():
-    assert list(read_ahead([], 4, image_size=8, short_side=9)) == []
+    assert list(read_ahead([], 4, SMALL)) == []

@@ -39,11 +39,11 @@ def _googlenet_state():
     return net.state
 
 
-def _vit_state(class_token=True):
+def _vit_state(class_token=True, distilled=False):
     rng = np.random.default_rng(0)
     norm = "norm" if class_token else "fc_norm"  # timm's, where tokens are averaged
     shapes = {
-        "pos_embed": (1, 16 + class_token, WIDTH),
+        "pos_embed": (1, 16 + class_token + distilled, WIDTH),
         "patch_embed.proj.weight": (WIDTH, 3, PATCH, PATCH),
         "patch_embed.proj.bias": (WIDTH,),
         f"{norm}.weight": (WIDTH,),
@@ -53,6 +53,9 @@ def _vit_state(class_token=True):
     }
     if class_token:
         shapes["cls_token"] = (1, 1, WIDTH)
+    if distilled:
+        shapes |= {"dist_token": (1, 1, WIDTH), "head_dist.weight": (CLASSES, WIDTH)}
+        shapes["head_dist.bias"] = (CLASSES,)
     for i in range(DEPTH):
         for name, shape in {
             "norm1": (WIDTH,),
@@ -96,6 +99,8 @@ def _vit(state, image, class_token=True):
             patch = image[i : i + PATCH, j : j + PATCH].astype(np.float64)
             kernel = state["patch_embed.proj.weight"]
             tokens.append(np.einsum("hwc,ochw->o", patch, kernel) + state["patch_embed.proj.bias"])
+    if "dist_token" in state:
+        tokens.insert(0, state["dist_token"][0, 0])
     if class_token:
         tokens.insert(0, state["cls_token"][0, 0])
     x = np.stack(tokens) + state["pos_embed"][0]
@@ -104,19 +109,22 @@ def _vit(state, image, class_token=True):
         hidden = _dense(state, f"blocks.{i}.mlp.fc1", _layer_norm(state, f"blocks.{i}.norm2", x))
         hidden = hidden * (1 + erf(hidden / np.sqrt(2))) / 2
         x = x + _dense(state, f"blocks.{i}.mlp.fc2", hidden)
+    if "dist_token" in state:
+        first, second = _layer_norm(state, "norm", x[:2])
+        return (_dense(state, "head", first) + _dense(state, "head_dist", second)) / 2
     pooled = _layer_norm(state, "norm", x[0]) if class_token else None
     if pooled is None:
         pooled = _layer_norm(state, "fc_norm", x.mean(0))
     return _dense(state, "head", pooled)
 
 
-@pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_a_vits_names_in_logits_out(pool):
-    class_token = pool == "cls"
-    state = _vit_state(class_token)
+@pytest.mark.parametrize(("pool", "distilled"), [("cls", False), ("mean", False), ("cls", True)])
+def test_a_vits_names_in_logits_out(pool, distilled):
+    class_token, options = pool == "cls", VIT | {"pool": pool, "distilled": distilled}
+    state = _vit_state(class_token, distilled)
     images = np.random.default_rng(1).normal(size=(2, 16, 16, 3)).astype(np.float32)
-    variables = pretrained.convert(VIT_NAME, state, pool=pool, **VIT)
-    logits = models.create(VIT_NAME, pool=pool, **VIT).apply(variables, images, train=False)
+    variables = pretrained.convert(VIT_NAME, state, **options)
+    logits = models.create(VIT_NAME, **options).apply(variables, images, train=False)
     wanted = [_vit(state, image, class_token) for image in images]
     np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-5)
 
@@ -227,6 +235,15 @@ def test_whatever_does_not_fit_is_listed():
 def test_another_models_weights_are_refused():
     with pytest.raises(ValueError, match="not those of resnet50"):
         pretrained.convert("resnet50", _resnet_state(), **RESNET)
+
+
+def test_what_is_not_supported_has_a_name():
+    state = _vit_state() | {
+        "reg_token": np.ones((1, 4, WIDTH)),
+        "blocks.0.ls1.gamma": np.ones(WIDTH),
+    }
+    with pytest.raises(ValueError, match="register tokens.*\n.*LayerScale.*\n2 arrays"):
+        pretrained.convert(VIT_NAME, state, **VIT)
 
 
 def test_integers_are_refused():

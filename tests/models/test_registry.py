@@ -34,6 +34,12 @@ PARAMETERS = {
     "vit_base_patch32_224": 88_224_232,
     "vit_large_patch16_224": 304_326_632,
     "vit_large_patch32_224": 306_535_400,
+    "deit_tiny_patch16_224": 5_717_416,
+    "deit_small_patch16_224": 22_050_664,
+    "deit_base_patch16_224": 86_567_656,
+    "deit_tiny_distilled_patch16_224": 5_910_800,
+    "deit_small_distilled_patch16_224": 22_436_432,
+    "deit_base_distilled_patch16_224": 87_338_192,
 }
 
 

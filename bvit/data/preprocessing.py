@@ -1,0 +1,165 @@
+"""How images are prepared for a network: what it was trained with, by the names of its weights."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from bvit.data.decode import INTERPOLATIONS, Pixels, center_crop
+from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD
+
+# How far the short side shrinks before the centre crop: to 256 for 224, as for ImageNet since
+# Krizhevsky et al. 2012.
+RESIZE_RATIO = 256 / 224
+
+HALF = (0.5, 0.5, 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How images are prepared for a network.
+
+    Attributes:
+      image_size: side of the central square that is cut out, in pixels.
+      short_side: of the image before that, in pixels.
+      interpolation: of the resizing, as in `bvit.data.decode.center_crop`.
+      mean: of each channel in [0, 1]; `bvit.classify` subtracts it.
+      std: of each channel in [0, 1]; `bvit.classify` divides by it.
+    """
+
+    image_size: int
+    short_side: int
+    interpolation: str
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __call__(self, *images: str | Path | bytes | Pixels) -> Float[np.ndarray, "n s s 3"]:
+        """Prepares images for `bvit.classify`, which normalises them by `mean` and `std`.
+
+        Args:
+          *images: paths, the bytes of files, or uint8 RGB pixels [h, w, 3].
+
+        Returns:
+          A batch of RGB pixels in [0, 1], float32.
+
+        Raises:
+          UnreadableImageError: an image can't be decoded.
+          OSError: a file can't be read.
+          ValueError: pixels that are not uint8 RGB.
+        """
+        return np.stack([self.crop(_read(image)) for image in images]).astype(np.float32) / 255
+
+    def crop(self, image: bytes | Pixels) -> UInt8[np.ndarray, "s s 3"]:
+        """The central square of one image, at the network's size."""
+        return center_crop(
+            image,
+            size=self.image_size,
+            short_side=self.short_side,
+            interpolation=self.interpolation,
+        )
+
+    def box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """Where in an image the crop comes from: top, left, height and width in its pixels."""
+        scale = min(height, width) / self.short_side
+        side = self.image_size * scale
+        return (height - side) / 2, (width - side) / 2, side, side
+
+
+def _read(image: str | Path | bytes | Pixels) -> bytes | Pixels:
+    if isinstance(image, str | Path):
+        return Path(image).read_bytes()
+    if not isinstance(image, bytes) and (
+        image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3
+    ):
+        raise ValueError(
+            f"an image must be uint8 RGB, [h, w, 3]: got {image.dtype} {image.shape}; give its "
+            "path or the bytes of its file, or convert it with np.asarray(image.convert('RGB'))."
+        )
+    return image
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a family of weights is evaluated with.
+
+    Attributes:
+      crop: the side of the crop as a share of the short side, timm's `crop_pct`.
+      interpolation: of the resizing.
+      mean: of each channel, subtracted.
+      std: of each channel, divided by.
+    """
+
+    crop: float
+    interpolation: str
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def at(self, image_size: int) -> Preprocessing:
+        """The preparation for a size of the network, rounded as timm rounds."""
+        # Rounded first: 224 / (224 / 232) need not be 232 in floating point.
+        short_side = math.floor(round(image_size / self.crop, 6))
+        return Preprocessing(image_size, short_side, self.interpolation, self.mean, self.std)
+
+
+# The recipe of the first pattern that is found in "model weights", the names of both. From the
+# `default_cfgs` of timm 1.0 in the file that is named, and torchvision 0.28's `transforms` of each
+# weights enum.
+RECIPES: tuple[tuple[str, Recipe], ...] = (
+    # timm deit.py; at 384 px it takes the whole side.
+    (r"deit\w*_384", Recipe(1.0, "bicubic")),
+    (r"deit", Recipe(0.9, "bicubic")),
+    # timm vision_transformer.py: self-supervised by Facebook; AugReg, SAM and the first ViTs.
+    (r"vit_\w+\.(dino|mae)", Recipe(0.9, "bicubic")),
+    (r"vit_\w+_384", Recipe(1.0, "bicubic", HALF, HALF)),
+    (r"vit_", Recipe(0.9, "bicubic", HALF, HALF)),
+    # torchvision resnet.py: IMAGENET1K_V2, by the hashes in the names of its files; timm's tv2.
+    (r"tv2_in1k|-(11ad3fa6|cd907fc2|f82ba261)", Recipe(224 / 232, "bilinear")),
+    # timm resnet.py: "ResNet strikes back" (a, b, c, d) and the others that timm trained.
+    (r"\.(a\d|b\dk|c\d|d)_in1k", Recipe(0.95, "bicubic")),
+    (r"\.a1h_in1k", Recipe(0.9, "bicubic")),
+    (r"\.(am|bt|gluon|ra|ram)_in1k", Recipe(0.875, "bicubic")),
+    # torchvision resnet.py, vgg.py, googlenet.py: IMAGENET1K_V1.
+    (r"", Recipe(0.875, "bilinear")),
+)
+
+
+def by_name(model: str, weights: str, image_size: int) -> Preprocessing:
+    """The preparation that the names of a model and of its weights stand for.
+
+    Args:
+      model: its name.
+      weights: the name of their file or repository.
+      image_size: of the network, in pixels.
+    """
+    name = f"{model} {weights}"
+    return next(recipe for pattern, recipe in RECIPES if re.search(pattern, name)).at(image_size)
+
+
+def from_timm(settings: Mapping[str, Any]) -> Preprocessing:
+    """The preparation that the config.json of a repository of timm's names.
+
+    Args:
+      settings: its "pretrained_cfg".
+
+    Raises:
+      ValueError: something in it is not supported.
+    """
+    try:
+        mode, interpolation = settings.get("crop_mode", "center"), settings["interpolation"]
+        recipe = Recipe(
+            settings["crop_pct"], interpolation, tuple(settings["mean"]), tuple(settings["std"])
+        )
+        found = recipe.at(settings["input_size"][-1])
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"the config.json of these weights is not timm's ({error!r}).") from error
+    if mode != "center" or interpolation not in INTERPOLATIONS:
+        raise ValueError(
+            f"these weights want images with crop_mode {mode} and interpolation {interpolation}: "
+            f"only center with {' or '.join(INTERPOLATIONS)} is supported."
+        )
+    return found
