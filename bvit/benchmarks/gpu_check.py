@@ -108,7 +108,7 @@ def _training(folder: Path, *, smoke: bool, data: str | None) -> list[str]:
 def run(section: Section, seconds: float) -> tuple[str, str]:
     """Runs a section; returns how it ended, and its output."""
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # nosec B603
             [sys.executable, "-m", *section.command],
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -132,7 +132,8 @@ def machine() -> dict[str, str]:
     """The card, its driver, the CPU and the versions that times depend on."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
-        card = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+        found = subprocess.run(query, capture_output=True, text=True, check=True)  # nosec B603
+        card = found.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         card = "no NVIDIA GPU"
     found = {"card, driver": card, "CPU": f"{cpu_cores()} cores of {cpu_name()}"}
