@@ -29,7 +29,9 @@ def default_config() -> ConfigDict:
     c.data.dir = ""  # folder: where the class folders are; tfds: the data directory
     # The split, or of tfds a part of one: "" = train; train[:20%] is the paper's share of ImageNet.
     c.data.train_split = ""
-    c.data.test_split = ""  # tfds: "" = validation, or test where there is no validation
+    # tfds: "" = validation, or test where there is no validation. folder: all = every image of the
+    # class folders, where there is no val beside them; "" = a tenth of them.
+    c.data.test_split = ""
     # What is validated on, every eval.every_steps: a share of the training images ("0.1"), or the
     # name of a split; "" = nothing. The run's model is then the best one found, not the newest.
     c.data.valid = ""
@@ -236,13 +238,18 @@ def load(path: Path) -> ConfigDict:
     Raises:
       ValueError: the file is damaged, or of something else.
     """
+    try:
+        return from_dict(read(path))
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no config of bvit: {error}") from error
+
+
+def from_dict(values: Mapping[str, Any]) -> ConfigDict:
+    """A config of plain values, as of `to_dict`, over the defaults; locked."""
     config = default_config()
     with config.unlocked():
         config.model = ConfigDict()
-        try:
-            config.update(read(path))
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no config of bvit: {error}") from error
+        config.update(values)
     return config.lock()
 
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from bvit import config as config_lib
 from bvit import data, rules, sharding
+from bvit.data.relabelled import Relabelled
 from bvit.data.subset import Subset, hold_out
 from bvit.evaluation.baseline import histogram_nearest_neighbour
 from bvit.evaluation.evaluator import Evaluator
@@ -26,6 +27,9 @@ from bvit.tokens import Keep, Policy
 
 # Training crops that the nearest neighbour chooses from: a quarter, which takes seconds to read.
 BASELINE_IMAGES = 4096
+
+# Images to train on, to validate on and to test on; None where that is not done.
+Sources = tuple[data.Source | None, data.Source | None, data.Source]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,22 +72,31 @@ class Experiment:
         return self.test_source.num_classes
 
 
-def prepare(config: ConfigDict) -> Experiment:
+def prepare(config: ConfigDict, *, classes: Sequence[str] = ()) -> Experiment:
     """Builds the pieces of a run from its config; compiles nothing and reads no image.
+
+    Args:
+      config: the settings.
+      classes: of a trained model, of which the test set may have some; () for those of the data.
 
     Raises:
       ValueError: settings are wrong or do not fit together; it names them, and the fix.
     """
-    experiment = assemble(config, _sources)
+
+    def open_sources(c: ConfigDict) -> Sources:
+        train, valid, test = _sources(c)
+        if classes and test.class_names != tuple(classes):
+            test = Relabelled(test, classes)
+        return train, valid, test
+
+    experiment = assemble(config, open_sources)
     initial = initial_variables(config, experiment.test_source.class_names)
     return dataclasses.replace(experiment, initial=initial)
 
 
 def assemble(
     config: ConfigDict,
-    open_sources: Callable[
-        [ConfigDict], tuple[data.Source | None, data.Source | None, data.Source]
-    ],
+    open_sources: Callable[[ConfigDict], Sources],
     devices: list | None = None,
 ) -> Experiment:
     """Builds the pieces of a run as `prepare` does, but not the weights to start from.
@@ -167,7 +180,7 @@ def _check_profile(steps: Sequence[int], total_steps: int) -> None:
         )
 
 
-def _sources(c: ConfigDict) -> tuple[data.Source | None, data.Source | None, data.Source]:
+def _sources(c: ConfigDict) -> Sources:
     """Images to train on, to validate on and to test on; None where that is not done."""
     options = {
         "dir": Path(c.data.dir) if c.data.dir else None,

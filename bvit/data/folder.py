@@ -37,7 +37,7 @@ class FolderSource:
         """Lists the images, from a cache if nothing has changed; reads none.
 
         Args:
-          split: "train" or "test".
+          split: "train", "test", or "all": as "test", but one folder is not divided.
           dir: the folder.
           name: of the folder in it that holds the split; "" is train, or the first of val,
             validation and test.
@@ -48,14 +48,15 @@ class FolderSource:
           ValueError: there is no such folder, it has no class folders, one of them has no images,
             or the classes of training and testing differ.
         """
-        if split not in ("train", "test"):
-            raise ValueError(f"folder has the splits train and test: got {split!r}.")
+        if split not in ("train", "test", "all"):
+            raise ValueError(f"folder has the splits train, test and all: got {split!r}.")
+        divided, split = split != "all", "test" if split == "all" else split
         root = os.path.abspath(dir)
         if not os.path.isdir(root):
             raise ValueError(f"data.dir must be a folder of images: there is no folder {root!r}.")
         parts = _parts(root, split, name)
         self._index = index_files(parts.get(split, root))
-        self._rows = _hashed_rows(self._index, split) if not parts else None
+        self._rows = _hashed_rows(self._index, split) if divided and not parts else None
         if exclude:
             self._rows = _rows_without(exclude, self._index, self._rows)
         if not len(self):

@@ -9,6 +9,8 @@ from bvit.data.tfds import TfdsSource
 
 # Names of the splits of the photographs, which have no parts.
 WHOLE_SPLITS = ("", "train", "val", "validation", "test")
+# Of a folder, everything that is no training data.
+ALL = "all"
 # The splits of a tfds set. If it has both test splits, the labels of "test" are mostly secret.
 TFDS_SPLITS = {"train": ("train",), "test": ("validation", "test")}
 
@@ -51,8 +53,9 @@ def open_source(
       split: "train" or "test".
       dir: folder: where the class folders are; tfds: its data directory, None for its default.
       split_name: tfds: the split or the part of one to use, such as "train[:20%]"; folder: the
-        folder below `dir`. "" is train, or the validation set, or the test set if there is no
-        validation set. The photographs take only the name of a whole split, or "".
+        folder below `dir`, or "all", to test on every image that is not in a folder "train". "" is
+        train, or the validation set, or the test set if there is no validation set. The photographs
+        take only the name of a whole split, or "".
       image_size: photos: side of the square that the model sees, in pixels.
       seed: photos: of the training crops.
       exclude: folder: a pattern of file names to leave out.
@@ -77,6 +80,8 @@ def open_source(
     if name == "folder":
         if dir is None:
             raise ValueError("folder needs data.dir, the folder that the class folders are in.")
+        if split_name == ALL:
+            return FolderSource(ALL, dir=dir, exclude=exclude)
         return FolderSource(split, dir=dir, name=split_name, exclude=exclude)
     return TfdsSource(name, split_name or TFDS_SPLITS[split], dir=dir)
 
