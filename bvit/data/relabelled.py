@@ -52,3 +52,7 @@ class Relabelled:
     def record_name(self, index: int) -> str:
         """The name of a record in messages."""
         return self._source.record_name(index)
+
+    def record_key(self, index: int) -> str:
+        """What identifies a record in the source."""
+        return self._source.record_key(index)
