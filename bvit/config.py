@@ -36,15 +36,15 @@ def default_config() -> ConfigDict:
     # name of a split; "" = nothing. The run's model is then the best one found, not the newest.
     c.data.valid = ""
     c.data.exclude = ""  # folder: a pattern of file names to leave out, as "copy_*"
-    c.data.image_size = 64  # side of the picture that the model sees, in pixels
+    c.data.image_size = 64  # side of the image that the model sees, in pixels
     c.data.resize = 0  # evaluation: short side before the centre crop; 0 = image_size × 256/224
     c.data.interpolation = "bilinear"  # evaluation: of the resizing, bilinear or bicubic
-    c.data.crop_scale = (0.08, 1.0)  # training: area of the random crop as a share of the picture
-    c.data.flip = True  # training: mirror half of the pictures
+    c.data.crop_scale = (0.08, 1.0)  # training: area of the random crop as a share of the image
+    c.data.flip = True  # training: mirror half of the images
     c.data.mean = (0.485, 0.456, 0.406)  # normalisation of RGB in [0, 1]: ImageNet's mean
     c.data.std = (0.229, 0.224, 0.225)  # … and standard deviation
     c.data.num_workers = 0  # worker processes that decode; 0 = threads of this process
-    c.data.on_error = "raise"  # an unreadable picture: raise, or skip (counted in the log)
+    c.data.on_error = "raise"  # an unreadable image: raise, or skip (counted in the log)
 
     c.model = ConfigDict()
     c.model.name = "vit_tiny_patch16_224"  # a row of bvit.models.MODELS
@@ -66,7 +66,7 @@ def default_config() -> ConfigDict:
     c.train.condition = "mix"  # sharp, blur, mix (half and half), region, or several joined by +
     c.train.steps = _optional(int)  # length in updates, wins over epochs; 0 = evaluate only
     c.train.epochs = _optional(float)  # length in passes over the training set
-    c.train.batch_size = 64  # pictures for an update, over all devices
+    c.train.batch_size = 64  # images for an update, over all devices
     # Parts of a batch computed one after another, for less memory; batch norm normalises each part.
     c.train.accumulate = 1
     c.train.label_smoothing = 0.0  # share of the target spread over all classes
@@ -76,7 +76,7 @@ def default_config() -> ConfigDict:
     # RandAugment before the blur: operations for each image and their magnitude in [0, 1], as
     # (2, 0.3); () = off.
     c.train.rand_augment = ()
-    c.train.mixup = 0.0  # α of Beta(α, α), by which pairs of pictures are mixed; 0 = off
+    c.train.mixup = 0.0  # α of Beta(α, α), by which pairs of images are mixed; 0 = off
     # The same, by which a box of one is pasted into the other; with mixup, each pair draws one.
     c.train.cutmix = 0.0
     c.train.ema_decay = 0.0  # moving average of the parameters, used in evaluation; 0 = off
@@ -103,7 +103,7 @@ def default_config() -> ConfigDict:
     c.optimizer.clip_norm = _optional(float)  # largest global norm of the gradient; None = any
 
     c.eval = ConfigDict()
-    c.eval.conditions = "sharp,blur,region"  # what is done to the test pictures
+    c.eval.conditions = "sharp,blur,region"  # what is done to the test images
     # Which tokens the model computes, as tokens.policy; several separated by commas.
     c.eval.policies = "keep,zero"
     c.eval.batch_size = 64
@@ -128,7 +128,7 @@ def default_config() -> ConfigDict:
     return c
 
 
-# How a run is computed, not what it computes, and what becomes of pictures and updates that would
+# How a run is computed, not what it computes, and what becomes of images and updates that would
 # stop it: a resumed run may change these.
 RESUME_MAY_CHANGE = (
     "mesh",

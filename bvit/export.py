@@ -3,8 +3,8 @@
 --weights=FILE --model=NAME in the place of --run takes published weights.
 
 DIR gets model.stablehlo, the program, from pixels to logits, with the token policy and the
-normalisation in it, for any number of pictures at once; parameters.safetensors, what it computes
-with; and about.json: classes, size of the pictures, policy. It runs without bvit:
+normalisation in it, for any number of images at once; parameters.safetensors, what it computes
+with; and about.json: classes, size of the images, policy. It runs without bvit:
 
     import jax, safetensors.numpy
     program = jax.export.deserialize(open("DIR/model.stablehlo", "rb").read())
@@ -38,7 +38,7 @@ from bvit.tokens import Policy
 PROGRAM, PARAMETERS, ABOUT = "model.stablehlo", "parameters.safetensors", "about.json"
 # What the program is lowered for; it runs on all of them.
 PLATFORMS = ("cpu", "cuda", "tpu")
-# Pictures that what was written is tried on.
+# Images that what was written is tried on.
 TRIED = 3
 
 EXIT_DIFFERS = 1
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> None:
     for name in (PROGRAM, PARAMETERS, ABOUT):
         print(f"{options.to / name}  {(options.to / name).stat().st_size / 1e6:.2f} MB")
     print(
-        f"Read back and tried on {TRIED} pictures, it differs from the model by {difference:.1e} "
+        f"Read back and tried on {TRIED} images, it differs from the model by {difference:.1e} "
         "of the largest logit."
     )
 
@@ -163,9 +163,9 @@ def _logits(
 
 
 def _by_name(trained: Trained, policy: Policy) -> Callable[[dict[str, Array], Array], Array]:
-    """(parameters by name, pixels) → logits, for any number of pictures.
+    """(parameters by name, pixels) → logits, for any number of images.
 
-    The models are written for batches of a known size. Mapped over single pictures, they never see
+    The models are written for batches of a known size. Mapped over single images, they never see
     the size that is not known; the compiler makes the same program of it.
     """
 

@@ -1,7 +1,7 @@
-"""Says which pictures are blurred, where, and how much: python -m bvit.focus PICTURES...
+"""Says which images are blurred, where, and how much: python -m bvit.focus IMAGES...
 
-PICTURES are files, folders, patterns such as 'shots/**/*.jpg', and - for a list of them on stdin.
-No run and no weights are needed. Each picture is measured at its full resolution, since scaling it
+IMAGES are files, folders, patterns such as 'shots/**/*.jpg', and - for a list of them on stdin.
+No run and no weights are needed. Each image is measured at its full resolution, since scaling it
 down hides blur. A line has
 
   verdict   sharp, blurred (nothing in it is in focus), or unknown (no detail to judge by)
@@ -13,7 +13,7 @@ down hides blur. A line has
   kind      focused; partly blurred; defocus; motion, with its length in pixels and its direction in
             degrees counterclockwise from the horizontal
 
-Pictures that can't be read are listed at the end, with exit code 1; all others are done.
+Images that can't be read are listed at the end, with exit code 1; all others are done.
 """
 
 import argparse
@@ -39,7 +39,7 @@ ADDED = ("map", "moved_to")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measures the pictures that the arguments name."""
+    """Measures the images that the arguments name."""
     options = _parser().parse_args(arguments)
     run_over_files(lambda: measure(options), undone="read, written or moved")
 
@@ -54,19 +54,18 @@ def _parser() -> Parser:
         "--maps",
         type=Path,
         metavar="DIR",
-        help=f"write each picture as NAME{FOCUS_MAP}: orange where it is blurred, grey where "
-        "unknown",
+        help=f"write each image as NAME{FOCUS_MAP}: orange where it is blurred, grey where unknown",
     )
     parser.add_argument(
         "--move-blurred",
         type=Path,
         metavar="DIR",
-        help="move blurred pictures there; a name that is taken gets a number",
+        help="move blurred images there; a name that is taken gets a number",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="only say what --move-blurred would move"
     )
-    parser.add_argument("pictures", nargs="+", metavar="PICTURES", help="files, folders, ...")
+    parser.add_argument("pictures", nargs="+", metavar="IMAGES", help="files, folders, ...")
     return parser
 
 
@@ -74,17 +73,17 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, str], int]:
     """Prints what is blurred.
 
     Returns:
-      What could not be read, written or moved, name → reason; and how many pictures were done.
+      What could not be read, written or moved, name → reason; and how many images were done.
 
     Raises:
-      ValueError: the names stand for no picture at all, or the flags do not fit.
+      ValueError: the names stand for no image at all, or the flags do not fit.
     """
     if options.dry_run and options.move_blurred is None:
         raise ValueError("--dry-run only says what --move-blurred=DIR would move: give both.")
     paths, failures = list_images(options.pictures, sys.stdin)
     if not paths and not failures:
         source = "standard input" if STDIN in options.pictures else ", ".join(options.pictures)
-        raise ValueError(f"{source} names no picture; give files, folders or patterns.")
+        raise ValueError(f"{source} names no image; give files, folders or patterns.")
     maps = Drawings(options.maps, FOCUS_MAP, paths) if options.maps else None
     mover = Mover(options.move_blurred, options.dry_run) if options.move_blurred else None
     output = make_output(options.format, heading=HEADING, cells=make_cells, flatten=flatten)
@@ -160,7 +159,7 @@ def make_cells(row: Row) -> list[str]:
 
 
 def flatten(row: Row) -> Row:
-    """A row with the columns that not every row has: not every picture is moved."""
+    """A row with the columns that not every row has: not every image is moved."""
     return {key: row[key] for key in row if key not in ADDED} | {key: row.get(key) for key in ADDED}
 
 

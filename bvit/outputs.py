@@ -38,7 +38,7 @@ METADATA = {
 DEFAULT_FORMAT = "png"
 # Text stays text that can be searched and edited in a PDF, as publishers want.
 PDF_TEXT = {"pdf.fonttype": 42}
-# What the drawings are called that bvit.predict and bvit.focus make of pictures.
+# What the drawings are called that bvit.predict and bvit.focus make of images.
 OVERLAY, FOCUS_MAP = ".overlay.jpg", ".focus.png"
 VIDEO_OVERLAY = ".overlay.mp4"
 DRAWINGS = (OVERLAY, VIDEO_OVERLAY, FOCUS_MAP, ".overlay.png")  # the last is what older ones have
@@ -61,7 +61,7 @@ def is_marked(path: Path) -> bool:
 
 
 def is_drawing(path: Path) -> bool:
-    """Whether a file is a drawing of a picture that bvit wrote."""
+    """Whether a file is a drawing of an image that bvit wrote."""
     return path.name.endswith(DRAWINGS) and path.is_file() and is_marked(path)
 
 
@@ -149,9 +149,9 @@ def write_figure(path: Path, figure: "Figure", dpi: int) -> None:
 
 
 class Drawings:
-    """Writes drawings of pictures into a folder, as NAME.suffix.
+    """Writes drawings of images into a folder, as NAME.suffix.
 
-    A drawing of an earlier run is replaced. Any other file is kept, as is every picture that is
+    A drawing of an earlier run is replaced. Any other file is kept, as is every image that is
     drawn: the drawing then gets a number.
     """
 
@@ -168,7 +168,7 @@ class Drawings:
         self._taken = {found for path in pictures if (found := _identity(path))}
 
     def save(self, picture: Path, pixels: UInt8[np.ndarray, "h w 3"]) -> Path:
-        """Writes the drawing of a picture, and returns where."""
+        """Writes the drawing of an image, and returns where."""
         drawn = io.BytesIO()
         if self._suffix.endswith(".png"):
             mark = PngInfo()

@@ -93,7 +93,7 @@ def predict(options: argparse.Namespace) -> tuple[dict[str, str], int]:
     paths, failures = list_images(files, sys.stdin)
     names = [*map(str, paths), *streams]
     if not (names or failures):
-        raise ValueError("standard input names no picture: write one name on each line.")
+        raise ValueError("standard input names no image: write one name on each line.")
     trained = load(options)
     policy = trained.policy(options.policy)
     has_video = any(map(is_video, names))

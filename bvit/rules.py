@@ -22,12 +22,12 @@ from bvit.models.attention import IMPLEMENTATIONS
 DTYPES = ("float32", "bfloat16")
 # jax.random.key takes seeds of 32 bits where x64 is off.
 MOST_SEED = 2**32 - 1
-# Counts of steps and of pictures are 32-bit integers on the device.
+# Counts of steps and of images are 32-bit integers on the device.
 MOST = 2**31 - 1
 # The estimate of the blur needs seven pixels a side; a larger side is a typing mistake.
 LEAST_SIDE, MOST_SIDE = 8, 2**13
 MOST_WORKERS = 1024
-# Patches of a picture are counted in 32 bits, layers of a network in hundreds.
+# Patches of an image are counted in 32 bits, layers of a network in hundreds.
 MOST_WIDTH, MOST_DEPTH = 2**16, 1000
 
 

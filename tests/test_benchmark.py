@@ -237,7 +237,7 @@ def test_growth_is_measured_and_drawn(monkeypatch):
     np.testing.assert_allclose(panels[0].lines[0].get_ydata()[:3], [100, 200, 400])
     np.testing.assert_allclose(panels[4].lines[1].get_ydata(), 5)
     assert [panel.get_ylabel() for panel in panels] == 4 * ["images/s"] + ["MB"]
-    assert "memory with 8 pictures in a batch, rematerialised" in format_rows(rows)
+    assert "memory with 8 images in a batch, rematerialised" in format_rows(rows)
 
 
 def test_a_steps_rows_stand_beside_the_step_they_vary(monkeypatch):

@@ -75,7 +75,7 @@ def test_the_site_fetches_nothing(site):
 
 
 def test_what_projects_plug_in_is_public():
-    for name in ("gaussian_blur", "patch_mask", "models.create", "models.pretrained.load"):
+    for name in ("gaussian_blur", "patch_mask", "models.create", "pretrained.load"):
         assert f"bvit.{name}" in PUBLIC
 
 

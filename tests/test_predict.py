@@ -280,7 +280,7 @@ def test_an_empty_standard_input_is_bad_input(command, monkeypatch, text):
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
     code, out, err = command("-")
     assert code == 2 and not out
-    assert "standard input names no picture" in err and err.count("\n") == 1
+    assert "standard input names no image" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("form", ["table", "csv", "jsonl"])

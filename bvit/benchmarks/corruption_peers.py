@@ -1,8 +1,8 @@
-"""ImageNet-C's blurs as people run them today: one picture at a time, with NumPy, SciPy and OpenCV.
+"""ImageNet-C's blurs as people run them today: one image at a time, with NumPy, SciPy and OpenCV.
 
 Written after the published definitions (Hendrycks and Dietterich 2019, section 3 and the
 parameters of their code), as what `bvit.image.corruptions` is timed beside. The motion blur, which
-is ImageMagick's in the original, is a sum of shifted pictures. Pictures are float [h, w, 3] in
+is ImageMagick's in the original, is a sum of shifted images. Images are float [h, w, 3] in
 [0, 1].
 """
 
@@ -84,6 +84,6 @@ EXACT = ("gaussian_blur", "defocus_blur", "zoom_blur")
 
 
 def blur_all(name: str, pictures: np.ndarray) -> np.ndarray:
-    """Applies a blur of severity 3 to pictures [n, h, w, 3], one after another."""
+    """Applies a blur of severity 3 to images [n, h, w, 3], one after another."""
     function, parameters = BLURS[name]
     return np.stack([np.clip(function(picture, *parameters), 0, 1) for picture in pictures])

@@ -1,4 +1,4 @@
-"""How a training step grows with batch, picture, tokens and devices, and how its memory does.
+"""How a training step grows with batch, image, tokens and devices, and how its memory does.
 
 The rows have no peer: beside its time each holds "axis" (what grows), "x" (how large it is) and
 "images_per_s"; those of memory hold "mb", of each device besides the state, instead.
@@ -22,11 +22,11 @@ BUDGETS = (49, 73, 97, 121, 145, 169)
 SMALL, SIZE = 64, 224
 
 TITLES = {
-    "batch": "pictures in a batch",
-    "size": "side of the picture, px",
+    "batch": "images in a batch",
+    "size": "side of the image, px",
     "tokens": "patch tokens",
     "devices": "devices",
-    "memory": "pictures in a batch",
+    "memory": "images in a batch",
 }
 
 
@@ -76,7 +76,7 @@ def _memory(count: int, remat: bool) -> Case:
         "remat": remat,
         "mb": analysis.temp_size_in_bytes / 1e6 if analysis else None,
     }
-    name = f"memory with {count} pictures in a batch{', rematerialised' * remat}"
+    name = f"memory with {count} images in a batch{', rematerialised' * remat}"
     return Case("growth", name, None, why=why, values=values)
 
 

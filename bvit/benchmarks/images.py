@@ -13,10 +13,10 @@ from bvit.benchmarks.harness import Case, Function, Kind
 from bvit.image import kernels
 from bvit.image.zoom import STEPS
 
-# 32 pictures of ImageNet's size: what the speed targets of the image functions are stated for. They
+# 32 images of ImageNet's size: what the speed targets of the image functions are stated for. They
 # do not fill an accelerator.
 BATCH, ACCELERATOR_BATCH, SIZE, PATCH, KERNEL = 32, 256, 224, 16, 19
-# Of ImageNet-C's originals so many pictures take seconds.
+# Of ImageNet-C's originals so many images take seconds.
 FEW = 4
 # Blurs that are mixed where each pixel has a sigma, as people do who have no function for it.
 LEVELS = 8

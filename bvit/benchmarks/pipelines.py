@@ -18,7 +18,7 @@ from bvit.benchmarks.harness import Case, Function, Kind, Unavailable, cpu_cores
 from bvit.data.decode import ASPECT_RATIO, draw_box
 
 BATCH, SIZE = 32, 224
-# Files, and different pictures among them: grain takes long to shuffle a few hundred.
+# Files, and different images among them: grain takes long to shuffle a few hundred.
 FILES, PICTURES = 4096, 256
 # Batches that fill the queues before the clock starts, and those that are timed.
 WARM, TIMED = 4, 16
@@ -114,7 +114,7 @@ def _pillow_batches(pool: ThreadPoolExecutor, tasks: Iterator) -> Iterator[np.nd
 
 
 def pillow_crop(file: Path, seed: int) -> np.ndarray:
-    """RandomResizedCrop and flip as torchvision does them to Pillow's pictures."""
+    """RandomResizedCrop and flip as torchvision does them to Pillow's images."""
     rng = np.random.default_rng(seed)
     with Image.open(file) as picture:
         mirror = rng.random() < 0.5

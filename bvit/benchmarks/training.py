@@ -32,14 +32,14 @@ POLICIES = ("drop:98", "merge:97")
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A training step on random pictures.
+    """A training step on random images.
 
     Attributes:
       model: what is trained.
       hyper: how a batch is treated.
       mesh: the devices.
       state: of the model and AdamW, before the first step.
-      batch: pictures and labels, on the devices.
+      batch: images and labels, on the devices.
     """
 
     model: nn.Module
@@ -84,7 +84,7 @@ def make_step(
     devices: int = 1,
     **overrides: object,
 ) -> Step:
-    """A step of a model by name, on random pictures; other options are the model's."""
+    """A step of a model by name, on random images; other options are the model's."""
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     if name.startswith("vit"):
         overrides["image_size"] = size

@@ -63,7 +63,7 @@ class EvalResult:
 def label_rank(logits: Float[Array, "n c"], label: Int[Array, " n"]) -> Int[Array, " n"]:
     """The place of the true class in the order of the logits, 0 for the first.
 
-    Ties go to the lower class, as in argmax. A picture with a logit that is not finite ranks last:
+    Ties go to the lower class, as in argmax. An image with a logit that is not finite ranks last:
     NaN compares as false and would otherwise count as right.
     """
     own = jnp.take_along_axis(logits, label[:, None], axis=1)

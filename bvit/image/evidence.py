@@ -1,7 +1,7 @@
 """What the pixels of each small cell say about focus: energies of detail at three scales.
 
 This is the only part of the focus map that touches pixels. All that follows works on cells, which
-are 64 times fewer, and so a large picture can be taken apart into tiles here and be put together
+are 64 times fewer, and so a large image can be taken apart into tiles here and be put together
 again without a seam (`REACH` pixels of surroundings make a tile's cells exact).
 """
 
@@ -179,7 +179,7 @@ def measures(
 
     Args:
       cells: from `cell_energies`.
-      valid: which cells are part of the picture.
+      valid: which cells are part of the image.
       noise: from `noise_variance`.
 
     Returns:

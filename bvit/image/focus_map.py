@@ -149,7 +149,7 @@ def cell_log_odds(
 
     Args:
       cells: from `cell_energies`.
-      valid: which cells are part of the picture.
+      valid: which cells are part of the image.
       noise: from `noise_variance`.
       weights: of the regression.
     """
@@ -171,7 +171,7 @@ def both_log_odds(
     Args:
       found: the `MEASURES` of each cell.
       structure: the variance of what there is to see, from `measures`.
-      valid: which cells are part of the picture.
+      valid: which cells are part of the image.
       mean: grey level of each cell.
       noise: from `noise_variance`.
       weights: of the regression.

@@ -63,14 +63,14 @@ def estimate_motion(
 ) -> Motion:
     """Estimates the direction and length of a linear motion that blurs a whole image.
 
-    Give it parts of a picture to see where it moved: 256 pixels are enough, 128 the least.
+    Give it parts of an image to see where it moved: 256 pixels are enough, 128 the least.
 
     Args:
       image: grey or RGB in [0, 1], any leading batch axes, at least 128 pixels high and wide.
       noise: standard deviation of its noise in grey levels of 255: one for all images, or one each.
 
     Returns:
-      One estimate an image. A sharp picture gets one too, which means nothing.
+      One estimate an image. A sharp image gets one too, which means nothing.
 
     Raises:
       ValueError: not an image, or a smaller one; noise that is not one for each image.
@@ -80,7 +80,7 @@ def estimate_motion(
     if min(height, width) < PART:
         raise ValueError(
             f"a motion is estimated from at least {PART}×{PART} pixels: got {height}×{width}; "
-            "give a larger part of the picture."
+            "give a larger part of the image."
         )
     check_one_each("noise", noise, tuple(batch))
     return _estimate(jnp.asarray(image), jnp.asarray(noise, jnp.float32))

@@ -37,7 +37,7 @@ def threshold_figure(pairs: Path, to: Path, rng: np.random.Generator) -> str:
     truth = focus_pairs(pairs)
     side = f"{truth[0].pixels.shape[1]}"
     panels = {
-        f"width of the picture (as it is: {side} pixels)": [
+        f"width of the image (as it is: {side} pixels)": [
             (round(int(side) * f), focus_pairs(pairs, scale=f), lambda x: x) for f in FACTORS
         ],
         "noise, grey levels": [

@@ -75,7 +75,7 @@ def fit(examples: Sequence[Measured], rng: np.random.Generator, *, share: float 
     Args:
       examples: to be learnt from.
       rng: of the cells that are drawn.
-      share: of the cells of clear patches that are used; of enlarged pictures, less in proportion.
+      share: of the cells of clear patches that are used; of enlarged images, less in proportion.
     """
     x, sharp, counts = [], [], []
     for one in examples:

@@ -300,7 +300,7 @@ def time_table(pixels: Pixels) -> str:
         "relative": lambda: FOCUS_MEASURES["relative"](image, patch_size=PATCH),
         "focus_map": lambda: focus_map(image, patch_size=PATCH),
     }
-    lines = ["| 8 pictures of 224×224 | ms a megapixel |", "| --- | --- |"]
+    lines = ["| 8 images of 224×224 | ms a megapixel |", "| --- | --- |"]
     for name, function in functions.items():
         jax.block_until_ready(function())
         least = min(_seconds(function) for _ in range(TIMES))

@@ -21,7 +21,7 @@ PATCH = 16
 # has at least half as much again, and where either photograph has a contrast (standard deviation)
 # of four grey levels.
 CLEAR_RATIO, CLEAR_CONTRAST = 1.5, 4.0
-# The gradient is taken of a picture smoothed a little, in pixels, or it would be noise.
+# The gradient is taken of an image smoothed a little, in pixels, or it would be noise.
 TRUTH_SMOOTHING = 0.7
 # A patch of a hand-drawn map counts where at least this share of it is drawn alike.
 ALIKE = 0.9
@@ -40,7 +40,7 @@ class Truth(NamedTuple):
 
     Attributes:
       kind: "pair", "mask" or "blurred".
-      scene: pictures of the same scene are never split over training and testing.
+      scene: images of the same scene are never split over training and testing.
       scale: by which it was resized.
       pixels: uint8 RGB, sides divisible by `PATCH`.
       sharp: of each patch whether it is in focus.
@@ -189,7 +189,7 @@ CHANGES: dict[str, Change] = {
 
 
 def gradient_energy(pixels: Pixels) -> Grid:
-    """Mean squared gradient of each patch, of the slightly smoothed picture; never 0."""
+    """Mean squared gradient of each patch, of the slightly smoothed image; never 0."""
     grey = cv2.GaussianBlur(_grey(pixels), (0, 0), TRUTH_SMOOTHING)
     squares = sum(np.square(cv2.Sobel(grey, cv2.CV_64F, *order) / 8) for order in ((1, 0), (0, 1)))
     return patch_values(squares).mean(-1) + 1e-6

@@ -1,4 +1,4 @@
-"""What `python -m bvit.focus` does with pictures: draws maps, moves files, overwrites nothing."""
+"""What `python -m bvit.focus` does with images: draws maps, moves files, overwrites nothing."""
 
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ BLURRED_COLOUR, MOST_TINT = (255, 110, 0), 0.75
 
 
 class Mover:
-    """Moves pictures to a folder, under names that are free there."""
+    """Moves images to a folder, under names that are free there."""
 
     def __init__(self, folder: Path, dry_run: bool) -> None:
         """Makes the folder, unless nothing is to be moved."""
@@ -27,7 +27,7 @@ class Mover:
             folder.mkdir(parents=True, exist_ok=True)
 
     def move(self, path: Path) -> Path:
-        """Moves one picture.
+        """Moves one image.
 
         Returns:
           Where it is, or would be; itself, if it is there already.
@@ -59,12 +59,12 @@ class Mover:
 
 
 def draw(pixels: Pixels, probability: Float[np.ndarray, "m n"]) -> Pixels:
-    """A picture, scaled down to `MAP_SIDE`, with its blur over it."""
+    """An image, scaled down to `MAP_SIDE`, with its blur over it."""
     height, width = pixels.shape[:2]
     shrink = min(1.0, MAP_SIDE / max(height, width))
     size = max(1, round(width * shrink)), max(1, round(height * shrink))
     small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-    # Cells cover a little more than the picture where its sides are no multiples of 8.
+    # Cells cover a little more than the image where its sides are no multiples of 8.
     rows = ((np.arange(size[1]) + 0.5) * height / size[1] / 8 - 0.5).astype(np.float32)
     columns = ((np.arange(size[0]) + 0.5) * width / size[0] / 8 - 0.5).astype(np.float32)
     sharp = cv2.remap(

@@ -1,9 +1,9 @@
 """Measures whole photographs of any size, by programs of few fixed shapes and in bounded memory.
 
-Pixels are looked at in tiles, several pictures' together; what is left of them, 64 times less, is
+Pixels are looked at in tiles, several images' together; what is left of them, 64 times less, is
 put together on the host and judged in blocks. A tile brings the pixels around it along, and a block
-the cells, so that (but for the borders of pictures smaller than a tile) the answer is that of
-`focus_map` of the whole picture.
+the cells, so that (but for the borders of images smaller than a tile) the answer is that of
+`focus_map` of the whole image.
 """
 
 from collections import deque
@@ -48,7 +48,7 @@ from bvit.image.sigma_map import sigma_and_confidence
 # Side of a tile in pixels with what it brings along, and how many run together: they stay in the
 # cache of a core.
 TILE, TILES = 272, 8
-# Sides of a block in cells with what it brings along: the smaller for pictures that it holds whole.
+# Sides of a block in cells with what it brings along: the smaller for images that it holds whole.
 SMALL_BLOCK, BLOCK = 40, 96
 # A motion is looked for in up to so many windows of this side, or of a smaller one.
 WINDOWS, WINDOW = 4, 256
@@ -57,12 +57,12 @@ WINDOWS, WINDOW = 4, 256
 MOVED_SHARE, LIKELY, SHORTEST_TOLD = 0.3, 0.5, 4.0
 # Where less than this share of an image has detail, nothing is reported.
 LEAST_SEEN = 0.005
-# Something in a picture is in focus if the sharpest of its detail is; this share of it.
+# Something in an image is in focus if the sharpest of its detail is; this share of it.
 SHARPEST = 0.1
 # Log-odds that something is in focus: of mean log-odds of 0 among the sharpest, and for each unit.
 # `python -m bvit.studies.focus fit` prints them.
 WHOLE = (-3.725, 1.605)
-# Where more than this share of a picture is blurred, it is called partly blurred.
+# Where more than this share of an image is blurred, it is called partly blurred.
 PARTLY = 0.1
 
 
@@ -101,7 +101,7 @@ class Focus(NamedTuple):
 
 
 class _Open(NamedTuple):
-    """A picture whose tiles are not all done."""
+    """An image whose tiles are not all done."""
 
     name: Any
     pixels: Pixels | UnreadableImageError
@@ -115,7 +115,7 @@ class FocusMeter:
     def each(
         self, pictures: Iterable[tuple[Any, Pixels | UnreadableImageError]]
     ) -> Iterator[tuple[tuple[Any, Pixels], Focus | UnreadableImageError]]:
-        """Measures pictures, in order.
+        """Measures images, in order.
 
         Args:
           pictures: (name, uint8 RGB pixels); an error in place of pixels is passed on.
@@ -160,7 +160,7 @@ def _starts(cells):
 
 
 def _tiles(picture):
-    """The tiles of a picture, each with its place in cells; what lies outside repeats the edge."""
+    """The tiles of an image, each with its place in cells; what lies outside repeats the edge."""
     if picture.cells is None:
         return
     _, rows, columns = picture.cells.shape
@@ -179,7 +179,7 @@ def _tiles(picture):
 
 
 def _measure_tiles(batch):
-    # Two programs: most small pictures are one tile.
+    # Two programs: most small images are one tile.
     tiles = np.zeros((1 if len(batch) == 1 else TILES, TILE, TILE, 3), np.uint8)
     for i, (_, _, tile) in enumerate(batch):
         tiles[i] = tile
@@ -187,7 +187,7 @@ def _measure_tiles(batch):
     ring = REACH // CELL
     for (picture, (top, left), _), cells in zip(batch, found, strict=False):
         _, rows, columns = picture.cells.shape
-        # The outer ring is exact only where it is the picture's own border.
+        # The outer ring is exact only where it is the image's own border.
         start = [0 if place == 0 else ring for place in (top, left)]
         size = TILE // CELL
         end = [
@@ -218,7 +218,7 @@ def _tile_cells(tiles):
 
 
 def host_noise_variance(cells: Float[np.ndarray, "channels m n"]) -> float:
-    """`bvit.image.evidence.noise_variance` of a whole picture, without sorting all its cells."""
+    """`bvit.image.evidence.noise_variance` of a whole image, without sorting all its cells."""
     exposed = (cells[MEAN] > DARKEST) & (cells[MEAN] < BRIGHTEST)
     energy = cells[DIAGONAL][exposed]
     if not energy.size:

@@ -1,4 +1,4 @@
-"""Pictures decoded whole and ahead of their use, within a bound on what waits in memory."""
+"""Images decoded whole and ahead of their use, within a bound on what waits in memory."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from PIL import Image
 
 from bvit.data.decode import FORMATS, Pixels, UnreadableImageError, decode
 
-# Pixels that wait: 24 million are 72 MB, and a dozen pictures of 2 megapixels. A larger picture
+# Pixels that wait: 24 million are 72 MB, and a dozen images of 2 megapixels. A larger image
 # waits alone.
 PIXELS_AHEAD = 24_000_000
 
@@ -23,7 +23,7 @@ Picture = tuple[Path, Pixels | UnreadableImageError, Any]
 def read_pictures(
     paths: Sequence[Path], then: Callable[[Pixels], Any]
 ) -> Generator[Iterator[Picture], None, None]:
-    """Decodes pictures in threads, and does something with each there, while others are used.
+    """Decodes images in threads, and does something with each there, while others are used.
 
     Args:
       paths: the files.
@@ -57,7 +57,7 @@ def _in_order(paths, pool, then):
 
 
 def pixel_count(path: Path) -> int:
-    """Pixels of a picture, from its header alone; 0 if that can't be read."""
+    """Pixels of an image, from its header alone; 0 if that can't be read."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             return image.width * image.height

@@ -182,11 +182,11 @@ def distillation(
 
     Args:
       logits: of the student.
-      teacher: its logits for the same pictures.
+      teacher: its logits for the same images.
       temperature: T, by which both are divided; high ones pass on what the teacher confuses.
 
     Returns:
-      T² · KL(softmax(teacher/T) ‖ softmax(logits/T)), the mean over the pictures. By T² the
+      T² · KL(softmax(teacher/T) ‖ softmax(logits/T)), the mean over the images. By T² the
       gradient keeps its size whatever T is.
     """
     wanted, got = (jax.nn.log_softmax(x / temperature) for x in (teacher, logits))
