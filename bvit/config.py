@@ -238,9 +238,10 @@ def load(path: Path) -> ConfigDict:
     Raises:
       ValueError: the file is damaged, or of something else.
     """
+    values = read(path)
     try:
-        return from_dict(read(path))
-    except (TypeError, AttributeError) as error:
+        return from_dict(values)
+    except (TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is no config of bvit: {error}") from error
 
 

@@ -212,9 +212,10 @@ def read_run(path: Path) -> Run:
       ValueError: the folder is no run, the run has not finished, or its results are damaged.
     """
     run = Run(path)
+    _ = run.results  # raises if there are none
     try:
-        _sections(group([run]), matrix=False)  # fails if a part is missing
-    except (LookupError, TypeError, AttributeError) as error:
+        _sections(group([run]), matrix=False)  # fails if a part is missing or odd
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path / 'results.json'} is damaged ({error!r}).") from error
     return run
 
