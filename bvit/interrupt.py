@@ -7,7 +7,6 @@ package imports this module first, so it imports nothing heavy.
 """
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import sys
@@ -141,8 +140,10 @@ def end(code: int) -> NoReturn:
     JAX computes and compiles in background threads, which crash if the interpreter shuts down
     meanwhile: the process would end by SIGSEGV. So the interpreter is not shut down.
     """
-    for child in multiprocessing.active_children():
-        child.kill()
+    # Without this module, no process was started.
+    if processes := sys.modules.get("multiprocessing"):
+        for child in processes.active_children():
+            child.kill()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
@@ -151,6 +152,8 @@ def end(code: int) -> NoReturn:
 
 def end_with_parent() -> None:
     """Makes a worker process end once the one that started it is gone, even if it was killed."""
+    import multiprocessing  # here, since few programs need it
+
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

@@ -68,7 +68,7 @@ def test_the_readme_uses_what_other_projects_want_first():
 def test_the_guide_loads_weights_as_they_are_loaded(monkeypatch):
     monkeypatch.setattr(bvit.pretrained, "load", check_weights)
     names = {"bvit": bvit}
-    run(GUIDE, 0, names)
+    run(GUIDE, 1, names)
     kernel = names["variables"]["params"]["pos_embed"]
     assert kernel.shape[1] == 1 + (384 // 16) ** 2
     for i in range(len(blocks(GUIDE))):  # the others need a run

@@ -3,11 +3,23 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from bvit.data.decode import UnreadableImageError
-from bvit.data.sources import Source, have_common_records, open_source
-
 if TYPE_CHECKING:
+    from bvit.data.decode import UnreadableImageError
     from bvit.data.pipeline import Batch, Batches, eval_batches, train_batches
+    from bvit.data.sources import Source, have_common_records, open_source
+
+# The module of each name. They load when they are first used: grain takes half a second, which
+# prediction does without, and published weights are converted without a decoder.
+_MODULES = {
+    "Batch": "pipeline",
+    "Batches": "pipeline",
+    "Source": "sources",
+    "UnreadableImageError": "decode",
+    "eval_batches": "pipeline",
+    "have_common_records": "sources",
+    "open_source": "sources",
+    "train_batches": "pipeline",
+}
 
 __all__ = [
     "Batch",
@@ -22,7 +34,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What needs grain, which takes half a second to load and prediction does without."""
-    if name in __all__:
-        return vars(importlib.import_module("bvit.data.pipeline"))[name]
+    """Loads the module of a public name."""
+    if name in _MODULES:
+        return vars(importlib.import_module(f"bvit.data.{_MODULES[name]}"))[name]
     raise AttributeError(f"module 'bvit.data' has no attribute {name!r}")

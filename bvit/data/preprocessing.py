@@ -1,4 +1,7 @@
-"""How images are prepared for a network: what it was trained with, by the names of its weights."""
+"""How images are prepared for a network: what it was trained with, by the names of its weights.
+
+The decoder and its packages load when an image is prepared: converting weights does without.
+"""
 
 import dataclasses
 import math
@@ -10,7 +13,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from bvit.data.decode import INTERPOLATIONS, Pixels, center_crop
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 # How far the short side shrinks before the centre crop: to 256 for 224, as for ImageNet since
@@ -18,6 +20,8 @@ from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD
 RESIZE_RATIO = 256 / 224
 
 HALF = (0.5, 0.5, 0.5)
+
+Pixels = UInt8[np.ndarray, "_height _width 3"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Preprocessing:
 
     def crop(self, image: bytes | Pixels) -> UInt8[np.ndarray, "s s 3"]:
         """The central square of one image, at the network's size."""
+        from bvit.data.decode import center_crop
+
         return center_crop(
             image,
             size=self.image_size,
@@ -157,6 +163,8 @@ def from_timm(settings: Mapping[str, Any]) -> Preprocessing:
         found = recipe.at(settings["input_size"][-1])
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(f"the config.json of these weights is not timm's ({error!r}).") from error
+    from bvit.data.decode import INTERPOLATIONS
+
     if mode != "center" or interpolation not in INTERPOLATIONS:
         raise ValueError(
             f"these weights want images with crop_mode {mode} and interpolation {interpolation}: "

@@ -38,6 +38,9 @@ class Records:
     def record_name(self, index):
         return f"record {index}"
 
+    def record_key(self, index):
+        return str(index)
+
 
 def _train(source=None, **options):
     options = {"batch_size": 4, "image_size": SIZE, "seed": 0, "num_steps": 6} | options
