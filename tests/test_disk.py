@@ -60,6 +60,7 @@ def test_a_full_disk_is_one_line_and_its_checkpoints_serve_again(disk, tmp_path,
         assert f"from the checkpoint of step {before[0]}" in out
 
 
+@pytest.mark.slow  # tests/soak.py makes many such faults
 @pytest.mark.skipif(not can_fail(), reason="needs Linux and a C compiler")
 def test_a_disk_that_fails_amid_training_is_one_line_and_its_checkpoints_serve_again(tmp_path):
     """Error after error, then a disk that is only slow; tests/soak.py does it at random."""

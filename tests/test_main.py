@@ -189,6 +189,7 @@ def test_a_killed_run_goes_on_with_eight_devices(finished, killed, run, tmp_path
     np.testing.assert_allclose(list(eight.values()), list(one.values()), rtol=1e-5)
 
 
+@pytest.mark.slow  # tests/test_processes.py compares two processes with one
 def test_two_processes_train_as_one_and_one_goes_on(finished, environment, run, tmp_path):
     workdir = tmp_path / "two"
     settings = {"eval.conditions": "sharp", "eval.policies": "keep"}

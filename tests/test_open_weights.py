@@ -11,7 +11,7 @@ from published import add_pico, write_weights
 from safetensors.numpy import save_file
 
 import bvit
-from bvit.data import preprocessing
+from bvit.data import decode, preprocessing
 from bvit.data.preprocessing import HALF, by_name
 from bvit.image.pixels import IMAGENET_MEAN
 
@@ -56,7 +56,7 @@ def test_a_file_is_opened_by_its_name_alone(weights, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (300, 250, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
     images = preprocess(tmp_path / "image.png", pixels)
-    wanted = preprocessing.center_crop(pixels, size=224, short_side=248, interpolation="bicubic")
+    wanted = decode.center_crop(pixels, size=224, short_side=248, interpolation="bicubic")
     np.testing.assert_allclose(images, np.stack([wanted, wanted]) / np.float32(255))
     mean, std = preprocess.mean, preprocess.std
     classify = partial(bvit.classify, model, mean=mean, std=std)
