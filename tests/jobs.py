@@ -1,6 +1,5 @@
 """Main jobs in processes of their own, forked from one that has done the slow importing."""
 
-import contextlib
 import functools
 import multiprocessing
 import os
@@ -12,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 600  # seconds after which a test gives a job up
@@ -61,13 +61,6 @@ class Job:
     def printed(self):
         return self._out.read_text(), self._err.read_text()
 
-    def alive(self):
-        return self._process.is_alive()
-
-    def pause(self, seconds):
-        """Waits so long, or until the job ends."""
-        self._process.join(seconds)
-
     def wait(self, timeout=TIMEOUT):
         """Waits for the end; returns (exit code, stdout, stderr)."""
         self._process.join(timeout)
@@ -94,15 +87,10 @@ def can_fail():
     return _library() is not None
 
 
-@contextlib.contextmanager
 def _preloaded():
     """The jobs' server is started by the first of them, and they are forked from it."""
-    if found := _library():
-        os.environ["LD_PRELOAD"] = str(found[0])
-    try:
-        yield
-    finally:
-        os.environ.pop("LD_PRELOAD", None)
+    found = _library()
+    return mock.patch.dict(os.environ, {"LD_PRELOAD": str(found[0])} if found else {})
 
 
 def joined(arguments, folder, processes, **options):

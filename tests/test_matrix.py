@@ -74,19 +74,21 @@ MEASURES = {
 MASKS = {"patch_mask": lambda x: bvit.patch_mask(x, patch_size=PATCH)}
 FUNCTIONS = IMAGES | MEASURES | MASKS
 # Modules, checks, and what takes no image: tried elsewhere.
-OTHERS = {"check_image", "corruptions", "deblur", "region_mask", "to_float", "patch_mask"}
+OTHERS = {"check_image", "corruptions", "deblur", "region_mask", "to_float"}
 # The focus map and what is estimated beside it have tests like these in tests/image/test_focus_map.
 OTHERS |= {"BlurMap", "Motion", "blur_map", "estimate_motion", "focus_map"}
-# A histogram and a mask are steps: they have no gradient. 24 pixels a side are the least for
-# ImageNet-C's kernels.
-SIZES = {"corrupt": 24}
-CONVOLUTIONS = {"convolve", "wiener", "richardson_lucy"}
+SIZES = {"corrupt": 24}  # pixels a side, the least for ImageNet-C's kernels
 
 
-def batch(name, n=2, dtype=np.float32, seed=0):
+def batch(name, n=2, dtype=np.float32):
     side = SIZES.get(name, SIDE)
-    pixels = np.random.default_rng(seed).uniform(0.1, 0.9, (n, side, side, 3))
+    pixels = np.random.default_rng(0).uniform(0.1, 0.9, (n, side, side, 3))
     return jnp.asarray(pixels, dtype)
+
+
+def draws(name):
+    """Whether the images of a batch draw differently from each alone."""
+    return name.startswith("random") or name in ("region_blur", "glass_blur", "sensor_noise")
 
 
 def test_every_public_function_of_images_is_here():
@@ -108,7 +110,7 @@ def test_vmap(name):
     function, pixels = FUNCTIONS[name], batch(name)
     mapped, whole = jax.vmap(function)(pixels), function(pixels)
     assert mapped.shape == whole.shape and mapped.dtype == whole.dtype
-    if not (name.startswith("random") or name in ("region_blur", "glass_blur", "sensor_noise")):
+    if not draws(name):
         np.testing.assert_allclose(np.float64(mapped), np.float64(whole), rtol=1e-4, atol=2e-4)
 
 
@@ -149,6 +151,8 @@ def test_shard_map(name):
     pixels = batch(name, 4)
     found, whole = jax.jit(mapped)(pixels), FUNCTIONS[name](pixels)
     assert found.shape == whole.shape and found.dtype == whole.dtype
+    if not draws(name):
+        np.testing.assert_allclose(np.float64(found), np.float64(whole), rtol=1e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -175,22 +179,14 @@ TYPED = {
 
 
 @functools.cache
-def tiny(dtype="float32"):
-    model = bvit.models.create(
-        "vit_tiny_patch16_224",
-        num_classes=3,
-        image_size=16,
-        patch_size=4,
-        width=16,
-        depth=2,
-        num_heads=2,
-        dtype=jnp.dtype(dtype),
-    )
-    return model, jax.jit(model.init)(KEY, jnp.zeros((1, 16, 16, 3)))
+def tiny():
+    size = {"image_size": SIDE, "patch_size": 4, "width": 16, "depth": 2, "num_heads": 2}
+    model = bvit.models.create("vit_tiny_patch16_224", num_classes=3, **size)
+    return model, jax.jit(model.init)(KEY, jnp.zeros((1, SIDE, SIDE, 3)))
 
 
-def classifier(name, dtype="float32"):
-    model, variables = tiny(dtype)
+def classifier(name):
+    model, variables = tiny()
     options = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
 
     def classify(x):

@@ -3,49 +3,37 @@
 import numpy as np
 import pytest
 from jobs import Job, joined
+from test_main import arguments
 
 from bvit.run import Run
 
 SETTINGS = {
-    "data.image_size": 32,
-    "model.patch_size": 8,
-    "model.width": 32,
-    "model.depth": 1,
-    "model.num_heads": 2,
     "train.steps": 3,
-    "train.batch_size": 16,
     "train.condition": "sharp",
     "optimizer.warmup": 0.0,
-    "log.every_steps": 1,
     "tokens.policy": "keep",
     "eval.conditions": "sharp",
     "eval.policies": "keep",
-    "eval.every_steps": 0,
     "eval.batch_size": 128,
 }
 
-# Processes; the order of all devices in the mesh, i being one of process i // 2; the mesh.
+# Processes; the order of all devices in the mesh, i being one of process i // 2; settings.
 LAYOUTS = {
-    "tensor over two": (2, None, {"tensor": 4}),
-    "fsdp over two, by turns": (2, [0, 2, 1, 3], {"data": 1, "fsdp": 4}),
-    "data over four, by turns": (4, [0, 4, 2, 6, 1, 5, 3, 7], {"data": 8}),
-    "tensor over two of four": (4, None, {"fsdp": 2, "tensor": 4}),
-    "all over four": (4, [0, 4, 2, 6, 1, 5, 3, 7], {"data": 2, "fsdp": 2, "tensor": 2}),
-    "one of three holds all rows": (3, None, {"tensor": 3}),
+    "tensor over two": (2, None, {"mesh.tensor": 4}),
+    "fsdp over two, by turns": (2, [0, 2, 1, 3], {"mesh.data": 1, "mesh.fsdp": 4}),
+    "data over four, by turns": (4, [0, 4, 2, 6, 1, 5, 3, 7], {"mesh.data": 8}),
+    "tensor over two of four": (4, None, {"mesh.fsdp": 2, "mesh.tensor": 4}),
+    "all over four": (4, [0, 4, 2, 6, 1, 5, 3, 7], {"mesh.fsdp": 2, "mesh.tensor": 2}),
+    "one of three holds all rows": (3, None, {"mesh.tensor": 3}),
 }
-
-
-def arguments(workdir, mesh):
-    settings = SETTINGS | {f"mesh.{axis}": size for axis, size in mesh.items()}
-    flags = [f"--config.{key}={value}" for key, value in settings.items()]
-    return ["--config=configs/vit_mask.py", f"--workdir={workdir}", *flags]
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """The run of one process with one device."""
     folder = tmp_path_factory.mktemp("alone")
-    code, _, err = Job(arguments(folder / "run", {}), folder, cache=folder / "compiled").wait()
+    flags = arguments(folder / "run", **SETTINGS)
+    code, _, err = Job(flags, folder, cache=folder / "compiled").wait()
     assert code == 0, err
     return Run(folder / "run")
 
@@ -57,7 +45,7 @@ def alone(tmp_path_factory):
 def test_the_losses_and_answers_are_those_of_one_process(alone, tmp_path, layout):
     processes, order, mesh = LAYOUTS[layout]
     jobs = joined(
-        arguments(tmp_path / "run", mesh),
+        arguments(tmp_path / "run", **SETTINGS, **mesh),
         tmp_path,
         processes,
         devices=2,

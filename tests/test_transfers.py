@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax._src.array import ArrayImpl
 from jax._src.lib import guard_lib
+from test_main import TINY
 
 import bvit
 from bvit import config as config_lib
@@ -21,19 +22,11 @@ from bvit.training.profile import StepTrace
 from configs.vit_mask import get_config
 
 SHAPE = (32, 32, 3)
-SETTINGS = {
-    "data.image_size": 32,
-    "model.patch_size": 8,
-    "model.width": 32,
-    "model.depth": 1,
-    "model.num_heads": 2,
+SETTINGS = TINY | {
     "train.steps": 4,
-    "train.batch_size": 16,
-    "optimizer.warmup": 0.25,
     "train.condition": "sharp",
     "tokens.policy": "keep",
     "checkpoint.every_steps": 1,
-    "log.every_steps": 1,
     "eval.conditions": "sharp",
     "eval.policies": "keep",
     "eval.every_steps": 2,

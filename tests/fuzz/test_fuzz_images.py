@@ -10,11 +10,10 @@ import zlib
 import cv2
 import hypothesis
 import numpy as np
-import pytest
 from hypothesis import strategies as st
 from mutations import broken, few
 from PIL import Image
-from watched import Watched
+from watched import fixture
 
 from bvit.data.decode import (
     PNG_START,
@@ -112,11 +111,7 @@ def read(data):
     return images
 
 
-@pytest.fixture(scope="module")
-def watched():
-    found = Watched(read)
-    yield found
-    found.close()
+watched = fixture(read)
 
 
 def test_what_is_broken_was_readable(watched):

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import hypothesis
 import numpy as np
-import pytest
 from hypothesis import strategies as st
 from mutations import ODD_NUMBERS, broken, few
 from safetensors.numpy import save
-from watched import Watched
+from watched import fixture
 
 from bvit.evaluation import answers
 from bvit.models import weight_files
@@ -121,11 +120,7 @@ def read(suffix, data):
     return outcome
 
 
-@pytest.fixture(scope="module")
-def watched():
-    found = Watched(read)
-    yield found
-    found.close()
+watched = fixture(read)
 
 
 FILES = {

@@ -1,9 +1,12 @@
 """Runs a function in a process of its own, which may crash, hang, or use too much memory."""
 
+import contextlib
 import multiprocessing
 import resource
 import sys
 import traceback
+
+import pytest
 
 # A call that takes longer hangs; the slowest takes a fraction of a second.
 SECONDS = 120
@@ -50,6 +53,17 @@ class Watched:
             self._process.kill()
             self._process.join()
             self._process = None
+
+
+def fixture(function):
+    """A fixture of a module: the function, called in a process that its tests share."""
+
+    @pytest.fixture(scope="module")
+    def watched():
+        with contextlib.closing(Watched(function)) as found:
+            yield found
+
+    return watched
 
 
 def _serve(function, pipe):
