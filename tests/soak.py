@@ -33,7 +33,7 @@ SIGNALS = int(os.environ.get("SIGNALS", "200"))
 LANES = 2
 KINDS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 STEPS = 60
-PICTURES = 12
+IMAGES = 12
 SETTINGS = {
     "data.dir": "data",
     "train.condition": "sharp",
@@ -101,7 +101,7 @@ class Command:
         """Whether it has written its last line: a signal may then come too late."""
         out = self._out.read_text()
         report = self._out.with_name("report.html")
-        return "\ncurves " in out or out.count('"file"') == PICTURES or report.exists()
+        return "\ncurves " in out or out.count('"file"') == IMAGES or report.exists()
 
     def printed(self):
         return self._out.read_text(), self._err.read_text()
@@ -126,10 +126,9 @@ def results(name, folder):
     """What a command leaves, without times and speeds."""
     if name.startswith("main"):
         return state(folder / "run"), [losses(folder / "run"), evaluations(folder / "run")]
-    kept = {"predict": "seen", "focus": "maps", "report": "report.html"}[name]
-    files = [path for path in folder.glob(f"{kept}/*.png")] or [folder / kept]
+    kept = folder / {"predict": "seen", "focus": "maps", "report": "report.html"}[name]
     # What a kill may leave besides is a hidden temporary file.
-    files = sorted(path for path in files if not path.name.startswith("."))
+    files = [path for path in kept.glob("[!.]*")] if kept.is_dir() else [kept]
     shown = (folder / "out.txt").read_text()
     return {path.name: np.frombuffer(path.read_bytes(), np.uint8) for path in files}, shown
 
@@ -159,11 +158,11 @@ def same(ours, theirs):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with pictures, a run that was trained on them undisturbed, and compiled programs."""
+    """A folder with images, a run that was trained on them undisturbed, and compiled programs."""
     # Shells start what is put behind & with SIGINT ignored, and so would be the commands.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     top = tmp_path_factory.mktemp("home")
-    for i in range(PICTURES):
+    for i in range(IMAGES):
         write_picture(top / "data" / ("train", "val")[i % 2] / "abc"[i // 4] / f"{i}.png", seed=i)
     finish("main", top)
     shutil.copytree(top / "main" / "run", top / "trained")
