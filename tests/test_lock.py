@@ -119,7 +119,8 @@ def test_a_file_of_an_older_bvit_or_a_damaged_one_locks_nobody_out(path, two_mac
     RunLock(path).release()
 
 
-def test_a_copy_of_a_run_directory_is_free(path, two_machines, tmp_path):
+def test_a_copy_of_a_run_directory_is_free(path, two_machines, tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("nothing to wait for"))
     held = RunLock(path)
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / ".lock").write_bytes(path.read_bytes())

@@ -34,7 +34,11 @@ PUBLISHED = {
     ("vit_base_patch16_224", "timm/vit_base_patch16_224.mae"): ("imagenet", 248, "bicubic"),
     ("resnet50", "resnet50-0676ba61.pth"): ("imagenet", 256, "bilinear"),
     ("resnet50", "resnet50-11ad3fa6.pth"): ("imagenet", 232, "bilinear"),
+    ("resnet101", "resnet101-cd907fc2.pth"): ("imagenet", 232, "bilinear"),
+    ("resnet152", "resnet152-f82ba261.pth"): ("imagenet", 232, "bilinear"),
     ("resnet50", "timm/resnet50.a1_in1k"): ("imagenet", 235, "bicubic"),
+    ("resnet50", "timm/resnet50.a1h_in1k"): ("imagenet", 248, "bicubic"),
+    ("resnet50", "timm/resnet50.gluon_in1k"): ("imagenet", 256, "bicubic"),
     ("vgg16_bn", "timm/vgg16_bn.tv_in1k"): ("imagenet", 256, "bilinear"),
     ("googlenet", "googlenet-1378be20.pth"): ("imagenet", 256, "bilinear"),
 }

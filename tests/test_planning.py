@@ -130,8 +130,13 @@ def test_a_run_that_only_evaluates_is_planned_too():
 
 def test_a_loop_of_messages_is_counted_as_often_as_it_runs():
     text = """
+%inner (z: f32[8]) -> f32[8] {
+  %sent = f32[8]{0} collective-permute(%z), channel_id=4
+}
+
 %body (x: f32[8]) -> f32[8] {
   %gathered = f32[64]{0} all-gather(%x), channel_id=3
+  %nested = f32[8]{0} while(%x), body=%inner, backend_config={"known_trip_count":{"n":"3"}}
 }
 
 ENTRY %main (y: f32[8]) -> f32[8] {
@@ -144,6 +149,7 @@ ENTRY %main (y: f32[8]) -> f32[8] {
     found = program.messages(text)
     assert (found["all-gather"].count, found["all-gather"].nbytes) == (6, 6 * 64 * 4)
     assert (found["all-reduce"].count, found["all-reduce"].nbytes) == (1, 6 * 4 + 4 * 2)
+    assert found["collective-permute"].count == 15
 
 
 def test_devices_as_people_type_them():
@@ -168,7 +174,7 @@ def test_the_command_prints_a_table_and_a_verdict(monkeypatch, capsys):
     out = capsys.readouterr().out
     for word in ("8 simulated", "parameters", "optimizer", "all-reduce", "compute, least time"):
         assert word in out
-    assert "It fits: at most" in out
+    assert "It fits: at most" in out and "of 60.0 GB" in out  # JAX takes three quarters of 80
     monkeypatch.setattr(flags.FLAGS, "devices", "gpu:8xH10")
     with pytest.raises(SystemExit, match="2"):
         plan.main(["bvit.plan"])

@@ -130,6 +130,16 @@ def test_cutmix_exchanges_a_box_and_mixes_the_targets_by_its_area():
     np.testing.assert_array_equal(few, mixed[4:8])
 
 
+def test_the_box_of_cutmix_takes_the_drawn_share_of_the_area():
+    n = 4096
+    image = np.zeros((n, 16, 16, 1), np.float32)
+    target = np.eye(2, dtype=np.float32)[np.arange(n) % 2]
+    _, targets = cut_pairs(jax.random.split(jax.random.key(0), n), image, target, 1.0)
+    # A side of s = √u around a uniform centre lies in the image with s − s²/4 in the mean, and u is
+    # uniform: so much of the area is the mean of (s − s²/4)².
+    assert abs(targets[::2, 1].mean() - (1 / 2 - 1 / 5 + 1 / 48)) < 0.02
+
+
 def test_with_mixup_and_cutmix_each_pair_draws_one():
     hyper = dataclasses.replace(PLAIN, mixup=1.0, cutmix=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
     n = 64
