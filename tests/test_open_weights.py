@@ -14,6 +14,7 @@ import bvit
 from bvit.data import decode, preprocessing
 from bvit.data.preprocessing import HALF, by_name
 from bvit.image.pixels import IMAGENET_MEAN
+from bvit.published import Published
 
 
 @pytest.fixture
@@ -57,6 +58,7 @@ def test_a_file_is_opened_by_its_name_alone(weights, tmp_path):
     model, variables, preprocess = bvit.pretrained.open(path)
     named, _, same = bvit.pretrained.open("deit_pico_patch16_224", path)
     assert model == named and preprocess == same and model.num_classes == 7
+    assert Published("", str(path)).preprocess == preprocess  # of the commands
     pixels = np.random.default_rng(0).integers(0, 256, (300, 250, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
     images = preprocess(tmp_path / "image.png", pixels)
@@ -84,6 +86,7 @@ def test_timms_config_is_followed(weights):
     model, _, preprocess = bvit.pretrained.open(path)
     assert model.image_size == 64
     assert preprocess == preprocessing.Preprocessing(64, 80, "bilinear", (0.1, 0.2, 0.3), (1, 1, 1))
+    assert Published("", str(path)).preprocess == preprocess
     settings["pretrained_cfg"]["crop_mode"] = "squash"
     beside.write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="squash"):

@@ -162,6 +162,18 @@ def test_an_image_too_large_for_memory_is_refused_by_its_header(format, read):
         read(_claiming(format, 11000))
 
 
+@pytest.mark.parametrize(
+    ("format", "bytes_a_pixel"), [("JPEG", 10), ("PNG", 15), ("WEBP", 25), ("AVIF", 37)]
+)
+def test_memory_is_counted_as_the_format_needs_it(format, bytes_a_pixel, monkeypatch):
+    data = _encode(Image.new("RGB", (20, 30)), format, quality=90)
+    monkeypatch.setattr("bvit.data.decode.MOST_BYTES", bytes_a_pixel * 600)
+    assert decode(data).shape == (30, 20, 3)
+    monkeypatch.setattr("bvit.data.decode.MOST_BYTES", bytes_a_pixel * 600 - 1)
+    with pytest.raises(UnreadableImageError, match="too large"):
+        decode(data)
+
+
 def test_bytes_after_the_end_of_a_jpeg_do_no_harm():
     data = _jpeg(_test_image(40, 50), exif=_exif({EXIF_ORIENTATION: 6}))
     np.testing.assert_array_equal(decode(data + b"more"), decode(data))
