@@ -1,4 +1,4 @@
-"""A model's answers to each test image, in a file: runs can so be compared image by image."""
+"""A model's answers to each test image, in a file, so that runs can be compared by image."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -20,9 +20,9 @@ REPEATS = 5
 def gflops(model: nn.Module, variables: PyTree, policy: Policy, image_size: int) -> float:
     """Billions of floating-point operations for one image, from XLA's own count for a CPU.
 
-    XLA counts nothing on some other backends, and so the figure is the same on all of them. A
+    XLA gives no count on some other backends; so the figure is the same wherever the model runs. A
     multiplication and an addition count as two, so the figure is twice the multiply-accumulates
-    that some model tables call FLOPs. The focus measure is in it.
+    that some model tables call FLOPs. It includes the focus measure.
 
     Args:
       model: of `bvit.models.create`.

@@ -84,12 +84,6 @@ def answer(logits: Float[Array, "n c"], label: Int[Array, " n"]) -> Float[Array,
     return jnp.stack([column.astype(jnp.float32) for column in columns], axis=1)
 
 
-def _result(condition: str, policy: Policy, index: np.ndarray, found: np.ndarray) -> EvalResult:
-    """What `answer` found for all images, as a result."""
-    columns = found.reshape(-1, 5).T
-    return EvalResult(condition, policy, index, *columns[:3].astype(np.int32), *columns[3:])
-
-
 def make_corrupt(condition: str, *, seed: int, mesh: Mesh) -> Callable[[Array, Array], Array]:
     """Builds (uint8 images, test indices) → pixels in [0, 1] under a condition, jitted."""
     stream = zlib.crc32(drawn_by(condition).encode()) & 0x7FFFFFFF
@@ -205,11 +199,11 @@ def _gather(
     columns += [np.concatenate(parts).view(np.int32) for parts in answers.values()]
     rows = multihost_utils.process_allgather(np.concatenate(columns, axis=1), tiled=True)
     index, first = np.unique(rows[:, 0], return_index=True)
-    rows = rows[first[index >= 0]]
-    found = np.split(np.ascontiguousarray(rows[:, 1:]), len(answers), axis=1)
+    index, first = index[index >= 0], first[index >= 0]
+    found = np.ascontiguousarray(rows[first, 1:].T).view(np.float32)
     return [
-        _result(*cell, rows[:, 0], np.ascontiguousarray(part).view(np.float32))
-        for cell, part in zip(answers, found, strict=True)
+        EvalResult(*cell, index, *part[:3].astype(np.int32), *part[3:])
+        for cell, part in zip(answers, np.split(found, len(answers)), strict=True)
     ]
 
 

@@ -97,9 +97,9 @@ class Predictor:
         return self.begin(pixels, first)()
 
     def begin(self, pixels: UInt8[np.ndarray, "n s s 3"], first: int) -> Callable[[], Predictions]:
-        """Starts to classify some images; what it returns waits for the answers.
+        """Starts to classify some images; returns a function that waits for the answers.
 
-        Meanwhile the host is free: to read the next images, say.
+        Until it is called, the host can do other work, such as reading the next images.
         """
         begun = [self._answer(*batch) for batch in self._batches(pixels, first)]
 

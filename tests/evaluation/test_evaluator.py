@@ -56,7 +56,7 @@ def batches(batch_size):
 
 
 class Watched:
-    """Batches that tell when they are closed, and what was done in which order."""
+    """Batches that log when they are closed."""
 
     def __init__(self, log):
         self._batches, self._log = batches(16), log
@@ -73,7 +73,7 @@ class Watched:
 
 def make_variables():
     variables = jax.jit(MODEL.init)(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))
-    # At initialisation all logits are nearly equal; larger ones tell the pictures apart.
+    # At initialisation all logits are nearly equal; larger ones make the images differ.
     return jax.tree.map(lambda x: 3 * x, variables)
 
 
