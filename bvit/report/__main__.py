@@ -60,25 +60,29 @@ def main(arguments: Sequence[str]) -> None:
             title = f"Paired with {', '.join(run.name for run in baseline.runs)}"
             sections.append((title, pairing.table(groups, baseline, policy)))
         if options.classes:
-            sections += [_classes(run, options.classes) for one in groups for run in one.runs]
+            title = f"accuracy of each class under {options.classes}"
+            for run in (run for one in groups for run in one.runs):
+                lines = tables.class_lines(run, options.classes)
+                sections.append((f"{run.name}: {title}", lines))
         if options.paper:
             ours = [one for one in groups if paper.is_imagenet(one.runs[0])]
             sections += [(table.title, paper.lines(table, ours)) for table in paper.TABLES]
         if failures:
             sections.append(("Left out", [["run", "why"], *map(list, failures.items())]))
+        figures = {}
         if options.sigma:
-            outputs.write_figure(options.sigma, plots.draw_sigma(rows), dpi=150)
+            figures[options.sigma] = plots.draw_sigma(rows)
         if options.tradeoff:
-            outputs.write_figure(options.tradeoff, plots.draw_tradeoff(rows), dpi=150)
+            figures[options.tradeoff] = plots.draw_tradeoff(rows)
         if options.figures:
             for name, figure in _figures(groups).items():
-                for suffix in FIGURES:
-                    path = options.figures / f"{name}{suffix}"
-                    outputs.write_figure(path, figure, dpi=plots.DOTS_PER_INCH)
+                figures |= {options.figures / f"{name}{suffix}": figure for suffix in FIGURES}
+        for path, figure in figures.items():
+            outputs.write_figure(path, figure, dpi=plots.DOTS_PER_INCH)
         if form == "html":
             found = {} if options.matrix else _figures(groups)
-            figures = {TITLES[name]: figure for name, figure in found.items()}
-            text = formats.as_html(f"bvit: {len(runs)} runs", sections, figures)
+            shown = {TITLES[name]: figure for name, figure in found.items()}
+            text = formats.as_html(f"bvit: {len(runs)} runs", sections, shown)
         elif form == "csv":
             text = formats.as_csv(tables.tidy_lines(groups, _by_run(groups, baseline, policy)))
         else:
@@ -176,10 +180,6 @@ def _by_run(
         for one in groups
         for run in one.runs
     }
-
-
-def _classes(run: Run, policy: str) -> formats.Table:
-    return f"{run.name}: accuracy of each class under {policy}", tables.class_lines(run, policy)
 
 
 def _figures(groups: Sequence[Group]) -> dict[str, Figure]:

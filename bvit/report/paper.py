@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from bvit.data.imagenet import class_names
 from bvit.evaluation.rows import NOTHING, Row
+from bvit.models import is_vit
 from bvit.report.comparison import PRETRAINED, Group, trained_on
 from bvit.report.tables import NOT_RUN, cell, over
 from bvit.run import Run
@@ -119,7 +120,7 @@ def _row_name(one: Group, table: Table) -> str:
     """The row of a group in a table; "" if it has none, as a CNN among ViTs."""
     model = one.runs[0].settings["model.name"]
     if "vit" in table.numbers:
-        return "vit" if model.startswith("vit") else ""
+        return "vit" if is_vit(model) else ""
     return model
 
 

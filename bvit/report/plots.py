@@ -286,14 +286,15 @@ def _styles(groups: Rows) -> dict[tuple[str, str], dict[str, Any]]:
     for i, group in enumerate(groups):
         for policy in policies:
             name = policy.partition(":")[0]
-            style: dict[str, Any] = {"marker": MARKERS[i % len(MARKERS)]}
+            style: dict[str, Any]
             if len(policies) == 1:
                 style = {"color": f"C{i % 10}", "marker": MARKERS[i // 10 % len(MARKERS)]}
             else:
                 alike = [one for one in policies if one.partition(":")[0] == name]
                 shade = SHADES[alike.index(policy) % len(SHADES)]
-                style["color"] = _lighter(COLORS.get(name, "0.5"), shade)
-                style["linestyle"] = LINES[i % len(LINES)]
+                color = _lighter(COLORS.get(name, "0.5"), shade)
+                marker, line = MARKERS[i % len(MARKERS)], LINES[i % len(LINES)]
+                style = {"color": color, "marker": marker, "linestyle": line}
             styles[group, policy] = style
             styles.setdefault((group, name), style)
     return styles

@@ -77,7 +77,7 @@ def class_lines(run: Run, policy: str) -> list[list[str]]:
     kept, names = run.answers, [readable(name) for name in run.class_names]
     if kept.label is None:
         raise ValueError(
-            f"{run.path} kept no predicted classes, like runs older than those: evaluate it again."
+            f"{run.path} kept no predicted classes, as older runs did not: evaluate it again."
         )
     found = {name: one for (name, label), one in kept.predicted.items() if label == policy}
     if not found:
@@ -101,7 +101,7 @@ def tidy_lines(
 ) -> list[list[Any]]:
     """One line a run, seed, condition and policy, as data frames have it; header first.
 
-    Shares are in [0, 1]; what was not measured is empty.
+    Shares are in [0, 1]; what was not measured is None.
 
     Args:
       groups: at least one; their settings are columns.
@@ -126,7 +126,7 @@ def tidy_lines(
                     cells += (
                         [found["difference"], *found["difference_ci95"]] if found else [None] * 3
                     )
-                lines.append(["" if value is None else value for value in cells])
+                lines.append(cells)
     return lines
 
 
