@@ -5,7 +5,6 @@ read the ratios. Compile time stands in a column of its own, and beside each tim
 bytes or operations need at this machine's own pace, measured in the same rounds.
 """
 
-import functools
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -29,15 +28,22 @@ from bvit.benchmarks.harness import (
 
 # Rounds of each suite, unless --repeats says otherwise: what takes seconds is repeated less often.
 ROUNDS = {
-    **{"image": 15, "attention": 9, "tokens": 5, "models": 3},
-    **{"train": 3, "data": 5, "growth": 3},
+    "image": 15,
+    "attention": 9,
+    "tokens": 5,
+    "models": 3,
+    "train": 3,
+    "data": 5,
+    "growth": 3,
 }
 
 SUITE = flags.DEFINE_enum("suite", "all", ["all", *ROUNDS], "What is measured.")
 REPEATS = flags.DEFINE_integer(
     "repeats", None, f"Timed rounds, of which the median counts; by default {ROUNDS}.", 1
 )
-TINY = flags.DEFINE_bool("tiny", False, "Tries an accelerator's rows out, with few images.")
+TINY = flags.DEFINE_bool(
+    "tiny", False, "Tries an accelerator's rows with few images, on a CPU too."
+)
 JSON = flags.DEFINE_string("json", None, "File to write the rows to as well, one object a line.")
 PLOT = flags.DEFINE_string("plot", None, "Image file for the curves of the suite growth.")
 
@@ -50,7 +56,7 @@ def suites(folder: Path) -> dict[str, Callable[[Kind], Iterator[Case]]]:
         "tokens": tokens.cases,
         "models": networks.cases,
         "train": training.cases,
-        "data": functools.partial(pipelines.cases, folder),
+        "data": lambda kind: pipelines.cases(folder),
         "growth": growth.cases,
     }
 

@@ -8,10 +8,12 @@ import weakref
 
 import numpy as np
 import pytest
+from absl import app
 
 from bvit.benchmarks import (
     apart,
     corruption_peers,
+    gpu_check,
     growth,
     harness,
     images,
@@ -117,7 +119,7 @@ def test_a_row_that_cannot_be_run_says_why():
     assert format_rows(rows).endswith("not run: net, beside timm: timm is not installed")
 
 
-def test_a_library_that_is_missing_or_broken_is_told(monkeypatch):
+def test_a_library_that_is_missing_or_broken_is_reported(monkeypatch):
     with pytest.raises(Unavailable, match="no_such_library is not installed"):
         torch_peers.load("no_such_library")
     error = RuntimeError("operator does not exist")
@@ -175,7 +177,7 @@ def test_peers_compute_the_same_as_bvit():
 
 
 def test_pipelines_give_the_same_crops(tmp_path):
-    assert len(list(pipelines.cases(tmp_path, "cpu"))) == 2
+    assert len(list(pipelines.cases(tmp_path))) == 2
     file = sorted(tmp_path.glob("100x75/train/*/*.jpg"))[0]
     for seed in range(3):
         rng = np.random.default_rng(seed)
@@ -187,7 +189,7 @@ def test_pipelines_give_the_same_crops(tmp_path):
 def test_pipelines_run(tmp_path, monkeypatch):
     monkeypatch.setattr(pipelines, "WARM", 1)
     monkeypatch.setattr(pipelines, "TIMED", 1)
-    case = next(pipelines.cases(tmp_path, "cpu"))
+    case = next(pipelines.cases(tmp_path))
     for run in (case.run, case.peer_run):
         assert 0 < run() < 60
 
@@ -226,6 +228,13 @@ class QuickStep(training.Step):
         return types.SimpleNamespace(lower=lambda state, batch: lowered)
 
 
+def test_a_section_that_does_not_exist_is_an_error(tmp_path, monkeypatch):
+    for flag, value in {"OUT": tmp_path, "ONLY": ["tokns"], "SMOKE": True, "DATA": None}.items():
+        monkeypatch.setattr(gpu_check, flag, types.SimpleNamespace(value=value))
+    with pytest.raises(app.UsageError, match="--only takes tokens, models, .*: got tokns"):
+        gpu_check.main(["gpu_check"])
+
+
 def test_growth_is_measured_and_drawn(monkeypatch):
     monkeypatch.setattr(growth, "make_step", QuickStep)
     monkeypatch.setattr(growth.jax, "devices", lambda: [None] * 5)
@@ -251,11 +260,9 @@ def test_a_steps_rows_stand_beside_the_step_they_vary(monkeypatch):
     assert rows[2]["ratio"] > 0
 
 
-def test_memory_is_that_of_the_compiled_step(monkeypatch):
-    monkeypatch.setattr(growth, "SIZE", 32)
-    tiny = {name: TINY[name] for name in ("depth", "width", "num_heads")}
-    monkeypatch.setattr(
-        growth, "_step", lambda **k: training.make_step(growth.CPU_MODEL, **tiny, **k)
-    )
-    case = growth._memory(2, remat=True)
+def test_memory_is_that_of_the_compiled_step():
+    options = {name: TINY[name] for name in ("depth", "width", "num_heads")}
+    options |= {"batch_size": 2, "size": 32, "remat": True}
+    step = training.make_step("vit_tiny_patch16_224", **options)
+    case = growth._memory(2, True, step)
     assert case.run is None and case.values["mb"] > 0 and case.values["remat"]

@@ -1,8 +1,8 @@
-"""Functions in a process of their own: two frameworks in one share its threads and its memory."""
+"""Functions in a process of their own: in one process two frameworks share threads and memory."""
 
+import contextlib
 import functools
 import multiprocessing
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -26,16 +26,16 @@ class Peers(NamedTuple):
 
 
 def start(names: Sequence[str], make: Callable[..., Peers], *arguments: Any) -> list[Function]:
-    """Functions of a process that starts when the first of them is called.
+    """Functions that run in another process, which starts when the first of them is called.
 
     Args:
-      names: of the functions that are wanted.
-      make: makes all of them, there.
-      *arguments: its arguments.
+      names: of the functions to return.
+      make: makes the functions in that process.
+      *arguments: of `make`.
 
     Returns:
-      The functions. Each does there what it is for, and returns the seconds that it took; it raises
-      Unavailable where that can't be done. The process ends when none of them is left.
+      The functions. Each runs in that process and returns the seconds it took, or raises
+      Unavailable with the reason. The process ends once no function is referenced any more.
     """
     process = _Process(make, arguments)
     return [functools.partial(process.seconds, name) for name in names]
@@ -43,53 +43,49 @@ def start(names: Sequence[str], make: Callable[..., Peers], *arguments: Any) -> 
 
 class _Process:
     def __init__(self, make: Callable[..., Peers], arguments: Sequence[Any]) -> None:
-        self._target, self._lock = (make, arguments), threading.Lock()
+        self._target = make, arguments
         self._connection: Connection | None = None
 
     def seconds(self, name: str) -> float:
-        """Has a function called there."""
-        with self._lock:
-            if self._connection is None:
-                context = multiprocessing.get_context("spawn")
-                self._connection, there = context.Pipe()
-                context.Process(target=_serve, args=(there, *self._target), daemon=True).start()
-                there.close()
-            try:
-                self._connection.send(name)
-                answer = self._connection.recv()
-            except (EOFError, OSError) as error:
-                raise Unavailable("its process ended") from error
+        """Runs a function in the process; returns how long it took."""
+        if self._connection is None:
+            context = multiprocessing.get_context("spawn")
+            self._connection, there = context.Pipe()
+            context.Process(target=_serve, args=(there, *self._target), daemon=True).start()
+            there.close()
+        try:
+            self._connection.send(name)
+            answer = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise Unavailable("its process ended") from error
         if isinstance(answer, str):
             raise Unavailable(answer)
         return answer
 
 
 def _serve(connection: Connection, make: Callable[..., Peers], arguments: Sequence[Any]) -> None:
-    """Makes the functions, and calls them until nobody is left who may ask."""
-    peers, why, calls = None, "", {}
+    """Makes the functions, and runs those asked for until the connection is closed."""
+    calls: dict[str, int] = {}
     try:
-        peers = make(*arguments)
+        peers, why = make(*arguments), ""
     except Exception as error:  # of every kind: it is the answer to each call
-        why = reason(error)
-    while True:
-        try:
-            name = connection.recv()
-        except EOFError:
-            return
-        try:
-            connection.send(why or _seconds(peers, name, calls))
-        except Exception as error:
-            connection.send(reason(error))
+        peers, why = None, reason(error)
+    with contextlib.suppress(EOFError):
+        while name := connection.recv():
+            try:
+                answer = why or _seconds(peers, name, calls)
+            except Exception as error:
+                answer = reason(error)
+            connection.send(answer)
 
 
 def _seconds(peers: Peers, name: str, calls: dict[str, int]) -> float:
+    count = calls.get(name, 1)
     began = time.perf_counter()
-    for _ in range(calls.get(name, 1)):
+    for _ in range(count):
         peers.functions[name]()
     peers.wait()
-    seconds = (time.perf_counter() - began) / calls.get(name, 1)
-    if name not in calls:
-        calls[name] = 1  # the first call compiles
-    elif peers.in_bursts:
-        calls[name] = max(1, round(BURST / seconds))
+    seconds = (time.perf_counter() - began) / count
+    # The first call compiles: its time says nothing about the next ones.
+    calls[name] = max(1, round(BURST / seconds)) if peers.in_bursts and name in calls else 1
     return seconds

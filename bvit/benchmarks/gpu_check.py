@@ -1,6 +1,6 @@
-"""What launch/gpu_check.sh runs: the suites that matter on a GPU, each within a time of its own.
+"""What launch/gpu_check.sh runs: the suites that matter on a GPU, each with a time limit.
 
-Every section is a process, so that an error or a hang in one loses nothing of the others. After
+Every section is a process, so that an error or a hang in one does not affect the others. After
 each, everything measured so far is written to gpu_check.json and, as a table, to gpu_check.md; what
 the processes print goes to gpu_check.log.
 """
@@ -22,11 +22,16 @@ from absl import app, flags
 
 from bvit.arguments import parse_flags
 from bvit.benchmarks.harness import Row, cpu_cores, cpu_name, format_rows
+from bvit.run import METRICS, read_lines
 
 OUT = flags.DEFINE_string("out", "gpu_check", "Folder for what is written.")
-DATA = flags.DEFINE_string("data", None, "Class folders of images to train on; else photographs.")
-SECONDS = flags.DEFINE_float("seconds", 300, "Sections that would end later are cut or left out.")
-SMOKE = flags.DEFINE_bool("smoke", False, "Tries everything out with few images, on CPUs too.")
+DATA = flags.DEFINE_string(
+    "data", None, "Folder of class folders to train on; by default photographs that come along."
+)
+SECONDS = flags.DEFINE_float(
+    "seconds", 300, "Time for all sections together; what takes longer is cut off."
+)
+SMOKE = flags.DEFINE_bool("smoke", False, "Runs everything with few images, on CPUs too.")
 ONLY = flags.DEFINE_list("only", [], "Sections to run; by default all.")
 
 PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "flax", "torch", "torchvision", "timm")
@@ -45,10 +50,10 @@ class Section:
     """A process.
 
     Attributes:
-      name: of it.
-      command: behind `python -m`.
+      name: as --only takes it.
+      command: the arguments of `python -m`.
       limit: seconds that it may take.
-      environment: what is set for it.
+      environment: variables that are set for it.
     """
 
     name: str
@@ -58,14 +63,14 @@ class Section:
 
 
 def sections(folder: Path, *, smoke: bool, data: str | None) -> list[Section]:
-    """All sections, what matters most first; they write to that folder."""
+    """All sections, the most important first; they write to that folder."""
 
     def suite(name: str, limit: float, repeats: int) -> Section:
         small = ["--tiny", "--repeats=1"] if smoke else [f"--repeats={repeats}"]
         rows = f"--json={folder / name}.json"
         return Section(name, ["bvit.benchmark", f"--suite={name}", *small, rows], limit)
 
-    # float32 products of a GPU are otherwise those of 10 bits, which no tolerance is made for.
+    # By default a GPU multiplies float32 with mantissas of 10 bits: too coarse for the tests.
     exact = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
     if not smoke:
         exact["JAX_PLATFORMS"] = "cuda,cpu"
@@ -170,9 +175,12 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         chosen = sections(folder, smoke=SMOKE.value, data=DATA.value)
+        if ONLY.value:
+            names = [section.name for section in chosen]
+            if unknown := set(ONLY.value) - set(names):
+                raise app.UsageError(f"--only takes {', '.join(names)}: got {', '.join(unknown)}.")
+            chosen = [section for section in chosen if section.name in ONLY.value]
         for section in chosen:
-            if ONLY.value and section.name not in ONLY.value:
-                continue
             start = time.monotonic()
             left = SECONDS.value - (start - began)
             limit = left if SMOKE.value else min(section.limit, left)
@@ -187,18 +195,13 @@ def main(argv: Sequence[str]) -> None:
             ended = {"name": section.name, "status": status, "seconds": took}
             found["sections"].append(ended)
             with contextlib.suppress(FileNotFoundError):
-                found["rows"] += _lines(folder / f"{section.name}.json")
-            if section.name == "training":
-                with contextlib.suppress(FileNotFoundError):
-                    found["training"] = _lines(folder / "run" / "metrics.jsonl")
+                text = (folder / f"{section.name}.json").read_text()
+                found["rows"] += map(json.loads, text.splitlines())
+            found["training"] = read_lines(folder / "run" / METRICS)
             (out / "gpu_check.json").write_text(json.dumps(found, indent=1))
             (out / "gpu_check.md").write_text(report(found))
     print(report(found))
     sys.exit(f"not done: {', '.join(failed)}" if failed else 0)
-
-
-def _lines(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 if __name__ == "__main__":

@@ -4,18 +4,19 @@ The rows have no peer: beside its time each holds "axis" (what grows), "x" (how 
 "images_per_s"; those of memory hold "mb", of each device besides the state, instead.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import jax
 from matplotlib.figure import Figure
 
-from bvit.benchmarks.harness import Case, Kind, Row, on_accelerator
+from bvit.benchmarks.harness import Case, Kind, Row
 from bvit.benchmarks.training import Step, make_step
 
-# What a CPU does in seconds, and what fills an accelerator.
-CPU_MODEL, ACCELERATOR_MODEL = "vit_tiny_patch16_224", "vit_base_patch16_224"
-CPU_BATCHES, ACCELERATOR_BATCHES = (1, 2, 4, 8, 16, 32), (8, 16, 32, 64, 128, 256)
-CPU_BATCH, ACCELERATOR_BATCH = 8, 64
+# Network, batches, and the batch of rows in which something else grows: what a CPU does in seconds,
+# and what fills an accelerator.
+CPU = ("vit_tiny_patch16_224", (1, 2, 4, 8, 16, 32), 8)
+ACCELERATOR = ("vit_base_patch16_224", (8, 16, 32, 64, 128, 256), 64)
 SIZES = (64, 96, 128, 160, 192, 224)
 # Of the 196 patches of 224 px; merge takes 49 and a multiple of 3.
 BUDGETS = (49, 73, 97, 121, 145, 169)
@@ -32,31 +33,25 @@ TITLES = {
 
 def cases(kind: Kind) -> Iterator[Case]:
     """All rows of the suite; tiny ones are those of a CPU."""
-    del kind
-    batches = ACCELERATOR_BATCHES if on_accelerator() else CPU_BATCHES
-    fixed = ACCELERATOR_BATCH if on_accelerator() else CPU_BATCH
+    name, batches, fixed = ACCELERATOR if kind == "accelerator" else CPU
+    step = functools.partial(make_step, name, condition="blur")
     for count in batches:
-        yield _timed("batch", count, count, _step(batch_size=count, size=SMALL))
+        yield _timed("batch", count, count, step(batch_size=count, size=SMALL))
     for size in SIZES:
-        yield _timed("size", size, fixed, _step(batch_size=fixed, size=size))
+        yield _timed("size", size, fixed, step(batch_size=fixed, size=size))
     for budget in BUDGETS:
-        step = _step(batch_size=fixed, size=SIZE, policy=f"merge:{budget}")
-        yield _timed("tokens", budget, fixed, step)
-    yield _timed("tokens", (SIZE // 16) ** 2, fixed, _step(batch_size=fixed, size=SIZE))
+        reduced = step(batch_size=fixed, size=SIZE, policy=f"merge:{budget}")
+        yield _timed("tokens", budget, fixed, reduced)
+    yield _timed("tokens", (SIZE // 16) ** 2, fixed, step(batch_size=fixed, size=SIZE))
     devices = 1
     while devices <= len(jax.devices()):
         count = max(batches)
-        step = _step(batch_size=count, size=SMALL, devices=devices)
-        yield _timed("devices", devices, count, step)
+        shared = step(batch_size=count, size=SMALL, devices=devices)
+        yield _timed("devices", devices, count, shared)
         devices *= 2
     for remat in (False, True):
         for count in batches:
-            yield _memory(count, remat)
-
-
-def _step(**options: object) -> Step:
-    name = ACCELERATOR_MODEL if on_accelerator() else CPU_MODEL
-    return make_step(name, condition="blur", **options)
+            yield _memory(count, remat, step(batch_size=count, size=SIZE, remat=remat))
 
 
 def _timed(axis: str, x: int, images: int, step: Step) -> Case:
@@ -65,8 +60,7 @@ def _timed(axis: str, x: int, images: int, step: Step) -> Case:
     return Case("growth", name, step.runner(), flops=step.flops(), images=images, values=values)
 
 
-def _memory(count: int, remat: bool) -> Case:
-    step = _step(batch_size=count, size=SIZE, remat=remat)
+def _memory(count: int, remat: bool, step: Step) -> Case:
     compiled = step.jitted().lower(step.state, step.batch).compile()
     analysis = compiled.memory_analysis()
     why = "" if analysis else "XLA does not say how much memory the step needs here"

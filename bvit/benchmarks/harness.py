@@ -28,8 +28,8 @@ CPU_PRODUCT, CPU_COPY = 2048, 2**25
 ACCELERATOR_PRODUCT, ACCELERATOR_COPY = 8192, 2**28
 # What takes longer than this, in seconds, needs no run before it to warm the caches.
 LONG = 0.25
-# On accelerators calls of a function follow one another for so many seconds before their results
-# are waited for, so that starting one does not count.
+# On accelerators a function is called for so many seconds before its results are waited for: so the
+# time to launch a call does not count.
 BURST = 0.1
 
 

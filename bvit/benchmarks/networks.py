@@ -34,7 +34,7 @@ def cases(kind: Kind) -> Iterator[Case]:
     images = jnp.asarray(rng.standard_normal((batch, SIZE, SIZE, 3)).astype(np.float32))
     labels = jnp.asarray(rng.integers(0, torch_peers.CLASSES, batch))
     for name in CPU if kind == "cpu" else ACCELERATOR:
-        options = OPTIONS[kind] if name.startswith("vit") else {}
+        options = OPTIONS[kind] if models.is_vit(name) else {}
         peers = apart.start(
             PASSES, torch_peers.network, name, batch, SIZE, jax.default_backend(), options
         )
@@ -45,7 +45,7 @@ def cases(kind: Kind) -> Iterator[Case]:
         forward = jax.jit(lambda v, x, model=model: model.apply(v, x, train=False))
         both = jax.jit(_gradient(model, labels))
         count = 1e9 * batch * cost.gflops(model, variables, Keep(), SIZE)
-        peer = "timm" if name.startswith("vit") else "torchvision, channels_last"
+        peer = "timm" if models.is_vit(name) else "torchvision, channels_last"
         for function, title, peer_run, times in zip(
             (forward, both), PASSES, peers, (1, TRAINING_FLOPS), strict=True
         ):

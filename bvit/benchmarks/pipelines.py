@@ -14,7 +14,7 @@ from PIL import Image
 
 from bvit import data
 from bvit.benchmarks import torch_peers
-from bvit.benchmarks.harness import Case, Function, Kind, Unavailable, cpu_cores
+from bvit.benchmarks.harness import Case, Function, Unavailable, cpu_cores
 from bvit.data.decode import ASPECT_RATIO, draw_box
 
 BATCH, SIZE = 32, 224
@@ -30,9 +30,8 @@ QUALITY = 95
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 
 
-def cases(folder: Path, kind: Kind) -> Iterator[Case]:
+def cases(folder: Path) -> Iterator[Case]:
     """All rows of the suite; the files that are read are written to that folder first."""
-    del kind
     for height, width in SHAPES:
         root = folder / f"{width}x{height}"
         write_files(root, (height, width))

@@ -5,8 +5,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array
 
 from bvit import models
@@ -14,6 +12,7 @@ from bvit.benchmarks.harness import Case, Function, Kind, compute_dtype
 from bvit.benchmarks.networks import BATCH, OPTIONS
 from bvit.evaluation.evaluator import make_classify
 from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD
+from bvit.sharding import make_mesh
 from bvit.tokens import Attention, Keep, Policy, Tokens, parse
 from bvit.tokens.cluster import Cluster
 from bvit.tokens.policy import operations
@@ -45,7 +44,7 @@ def _of_network(
     model = models.create(name, num_classes=1000, dtype=compute_dtype(), **options)
     image = jax.random.uniform(jax.random.key(0), (batch, SIZE, SIZE, 3))
     variables = jax.jit(model.init)(jax.random.key(1), image[:1])
-    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor"))
+    mesh = make_mesh(devices=jax.devices()[:1])
     index = jnp.arange(batch)
 
     def forward(policy: Policy) -> Function:
@@ -58,14 +57,10 @@ def _of_network(
         return Case("tokens", title, run, peer, keep if peer else None, group=name, **options)
 
     keep = forward(Keep())
-    for text in ("keep", *policies):
-        policy = parse(text)
-        title = f"{name}, {batch}×{SIZE}², {text}"
-        count = batch * operations(policy, model.shape)
-        if text == "keep":
-            yield case(title, keep, "", flops=count, images=batch)
-        else:
-            yield case(title, forward(policy), flops=count, images=batch)
+    for policy in map(parse, ("keep", *policies)):
+        run, peer = (keep, "") if policy == Keep() else (forward(policy), "keep")
+        title = f"{name}, {batch}×{SIZE}², {policy.label}"
+        yield case(title, run, peer, flops=batch * operations(policy, model.shape), images=batch)
     select = jax.jit(partial(parse("merge:97").plan, vit=model.shape))
     title = f"{name}, {batch}×{SIZE}², focus measure and selection of merge:97"
     yield case(title, lambda: select(image), bytes=image.nbytes)

@@ -3,7 +3,6 @@
 On a GPU networks compute in bfloat16, compiled, with fused attention; on a CPU in float32, eagerly.
 """
 
-import contextlib
 import copy
 import importlib
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bvit import models
 from bvit.benchmarks.apart import Peers
 from bvit.benchmarks.harness import Unavailable
 from bvit.training.step import AUX_WEIGHT
@@ -49,7 +49,7 @@ def network(name: str, batch: int, size: int, backend: str, options: Mapping[str
       Unavailable: the library is not there, or sees no GPU.
     """
     torch, device = _torch(backend)
-    is_vit = name.startswith("vit")
+    is_vit = models.is_vit(name)
     if is_vit:
         model = load("timm").create_model(name, pretrained=False, **options)
     else:
@@ -67,7 +67,7 @@ def network(name: str, batch: int, size: int, backend: str, options: Mapping[str
         return frozen(x.to(half))
 
     def loss(x: Any, y: Any) -> Any:
-        with torch.autocast(device, torch.bfloat16) if device == "cuda" else _nothing():
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             return _loss(torch, model(x), y)
 
     if device == "cuda":
@@ -85,7 +85,7 @@ def network(name: str, batch: int, size: int, backend: str, options: Mapping[str
 
 
 def pixels(batch: int, size: int, patch_size: int, kernel_size: int, backend: str) -> Peers:
-    """torchvision's "blur", an image after another, each with a σ, and a Laplacian's "variance".
+    """torchvision's "blur", image by image with a σ each, and the "variance" of a Laplacian.
 
     Args:
       batch: images.
@@ -143,7 +143,4 @@ def _torch(backend: str) -> tuple[ModuleType, str]:
 
 def _peers(torch: ModuleType, device: str, functions: dict[str, Callable[[], None]]) -> Peers:
     on_gpu = device == "cuda"
-    return Peers(functions, torch.cuda.synchronize if on_gpu else _nothing, on_gpu)
-
-
-_nothing = contextlib.nullcontext
+    return Peers(functions, torch.cuda.synchronize if on_gpu else lambda: None, on_gpu)

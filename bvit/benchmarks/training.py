@@ -86,7 +86,7 @@ def make_step(
 ) -> Step:
     """A step of a model by name, on random images; other options are the model's."""
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-    if name.startswith("vit"):
+    if models.is_vit(name):
         overrides["image_size"] = size
     model = models.create(name, num_classes=CLASSES, dtype=compute_dtype(), **overrides)
     hyper = Hyperparameters(
@@ -124,7 +124,7 @@ def cases(kind: Kind) -> Iterator[Case]:
     count = BATCH[kind]
 
     def case(name: str, title: str, peer: str = "", peer_run=None, **options) -> Case:
-        if name.startswith("vit"):
+        if models.is_vit(name):
             options |= OPTIONS[kind]
         step = make_step(name, batch_size=count, size=SIZE, **options)
         title = f"step of {name}, {count}×{SIZE}², {title}"
