@@ -6,14 +6,15 @@ import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
+from bvit.tokens import Keep
+
 # Patches that no token shows are darkened to this share, in a frame of this colour.
 DIMMED = 0.3
 FRAME = (1.0, 0.35, 0.1)
 # Lines between patches of which one shares its token.
 LINES = (0.1, 0.8, 0.9)
-# Of labels: what is wider than its image is cut.
+# Colours of labels, and the letters after which they are cut so as not to overlap.
 RIGHT, WRONG, MOST_LETTERS = "#1a7f37", "#c62828", 20
-KEEP = "keep"
 # Small images are enlarged to at least this side, so that a 64 px crop can be looked at.
 MIN_SIDE = 192
 
@@ -66,7 +67,7 @@ def sheet(
       answers: policy → the label that it gives each image; green where it is right, red otherwise.
       truth: the true label of each image.
     """
-    rows = [KEEP, *where]
+    rows = [Keep().label, *where]
     figure = Figure(figsize=(1.6 * len(image) + 0.6, 1.85 * len(rows) + 0.3), layout="constrained")
     axes = figure.subplots(len(rows), len(image), squeeze=False)
     for strip, policy in zip(axes, rows, strict=True):
