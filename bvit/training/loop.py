@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from bvit import config as config_lib
@@ -30,7 +31,7 @@ from bvit.training.metrics import MetricsWriter
 from bvit.training.profile import StepTrace
 from bvit.training.state import TrainState, create_state
 from bvit.training.step import Hyperparameters, Metrics, make_train_step
-from bvit.training.validation import Validation
+from bvit.training.validation import Interruptible, Validation
 
 
 def train_and_evaluate(experiment: Experiment, run: Run, signals: SignalWatch) -> dict[str, Any]:
@@ -62,34 +63,32 @@ def train_and_evaluate(experiment: Experiment, run: Run, signals: SignalWatch) -
 
 def _run(experiment: Experiment, run: Run, signals: SignalWatch) -> dict[str, Any]:
     keep = experiment.config.checkpoint.keep
-    with (
-        contextlib.closing(Checkpoints(run.checkpoints, keep=keep)) as checkpoints,
-        contextlib.ExitStack() as stack,
-    ):
+    with contextlib.ExitStack() as stack:
+        checkpoints = Checkpoints(run.checkpoints, keep=keep)
+        stack.enter_context(contextlib.closing(checkpoints))
         state = _restore_or_create(experiment, checkpoints)
         step = int(state.step)
         console.say(console.introduction(experiment, state))
         is_main = distributed.is_main()
         writer = MetricsWriter(run.path if is_main else None, start_step=step)
-        evaluator = experiment_lib.make_evaluator(experiment)
+        stack.enter_context(contextlib.closing(writer))
         trace = StepTrace(experiment.config.profile.steps, run.path)
+        stack.enter_context(contextlib.closing(trace))
+        evaluator = experiment_lib.make_evaluator(experiment)
         validation = _validation(experiment, run, writer, step, stack)
-        with contextlib.closing(writer), contextlib.closing(trace):
-            if is_main:
-                run.write_class_names(experiment.test_source.class_names)
-                writer.config(config_lib.flatten(config_lib.to_dict(experiment.config)))
-                writer.compare_policies(experiment.conditions)
-            state = train(
-                experiment, state, checkpoints, writer, trace, evaluator, signals, validation
-            )
-            if validation:
-                state = validation.best(state)
-            outcomes = evaluator(state.eval_variables)
-            results.show_samples(experiment, state, writer, run.figures, outcomes)
-            found = results.gather(experiment, state, evaluator, outcomes)
-            checkpoints.wait()  # a run with results is finished: its last state must be saved
-            if is_main:
-                results.write(found, outcomes, run, writer)
+        if is_main:
+            run.write_class_names(experiment.test_source.class_names)
+            writer.config(config_lib.flatten(config_lib.to_dict(experiment.config)))
+            writer.compare_policies(experiment.conditions)
+        state = train(experiment, state, checkpoints, writer, trace, evaluator, signals, validation)
+        if validation:
+            state = validation.best(state)
+        outcomes = evaluator(state.eval_variables)
+        results.show_samples(experiment, state, writer, run.figures, outcomes)
+        found = results.gather(experiment, state, evaluator, outcomes)
+        checkpoints.wait()  # a run with results is finished: its last state must be saved
+        if is_main:
+            results.write(found, outcomes, run, writer)
     return found
 
 
@@ -110,6 +109,24 @@ def _validation(
         before=[line for line in run.metrics if line["step"] <= start_step],
         patience=experiment.config.train.patience,
     )
+
+
+class _Testing:
+    """Logs the accuracies on the test images while training; used without a `Validation`."""
+
+    after_last, is_over = False, False  # the results of the run have those of the last step
+
+    def __init__(self, evaluator: Evaluator, writer: MetricsWriter, mesh: Mesh) -> None:
+        self._evaluator, self._writer = evaluator, writer
+        # The first process knows.
+        self.steps = [int(jax.device_get(distributed.greatest(writer.evaluated, mesh)))]
+
+    def __call__(
+        self, step: int, state: TrainState, interruptible: Interruptible = contextlib.nullcontext
+    ) -> None:
+        with interruptible():
+            outcomes = self._evaluator(state.eval_variables)
+        self._writer.accuracies(step, results.curves(make_rows(outcomes, self._evaluator.costs)))
 
 
 def abstract_state(experiment: Experiment) -> TrainState:
@@ -155,8 +172,8 @@ def train(
 ) -> TrainState:
     """Updates the state until the last step of the run, saving and logging on the way.
 
-    With a validation, that may end it before; without one, the test images are evaluated on the
-    way.
+    Every `eval.every_steps` updates the state is validated, which may end the training; without a
+    validation, the test images are evaluated instead.
 
     The metrics of a step are read while the next one runs, so the device never waits for the host.
     A checkpoint is written only after its loss was checked to be finite. The metrics include the
@@ -165,14 +182,16 @@ def train(
     begins with it when it goes on.
     """
     c, total, start = experiment.config, experiment.total_steps, int(jax.device_get(state.step))
+    evaluate = validation or _Testing(evaluator, writer, experiment.mesh)
 
-    def validates(step: int) -> bool:
-        return step > 0 and (step == total or step % c.eval.every_steps == 0)
+    def is_due(step: int) -> bool:
+        every = c.eval.every_steps
+        between = every > 0 and step < total and step % every == 0
+        return step > 0 and (between or (step == total and evaluate.after_last))
 
-    # A run may have ended between a checkpoint and its validation.
-    if validation and validates(start) and start not in validation.steps:
-        validation(start, state)
-    if start >= total or (validation and validation.is_over):
+    if is_due(start) and start not in evaluate.steps:
+        evaluate(start, state)
+    if start >= total or evaluate.is_over:
         return state
     updates = [_compile_step(experiment, policy, state) for policy in experiment.train_policies]
     meter = Meter(
@@ -186,39 +205,26 @@ def train(
     )
     feed = Feed(functools.partial(experiment_lib.train_batches, experiment), start)
     pending = None
-    # The first process knows.
-    evaluated = int(jax.device_get(distributed.greatest(writer.evaluated, experiment.mesh)))
-
-    def evaluates(step: int) -> bool:
-        return bool(c.eval.every_steps) and 0 < step < total and step % c.eval.every_steps == 0
-
     with contextlib.closing(feed), contextlib.closing(meter), signals.held():
         for step in range(start + 1, total + 1):
-            if not validation and evaluates(step - 1) and step - 1 > evaluated:
-                with signals.released():
-                    outcomes = evaluator(state.eval_variables)
-                rows = make_rows(outcomes, evaluator.costs)
-                writer.accuracies(step - 1, results.curves(rows))
-                meter.restart_clock()
             batch = sharding.put_rows(meter.wait_for(feed), experiment.mesh)
             update = updates[_draw(c.seed, step, len(updates))]
             state, metrics = trace.run(step, update, state, batch)
             metrics["signal"] = distributed.greatest(signals.received, experiment.mesh)
             stop = meter.read(*pending) if pending else 0
             pending = (step, metrics)
-            if stop or evaluates(step) or step == total or step % c.checkpoint.every_steps == 0:
+            if stop or is_due(step) or step == total or step % c.checkpoint.every_steps == 0:
                 stop = meter.read(*pending) or stop
                 pending = None
                 checkpoints.save(step, vars(state))
             if stop:
                 checkpoints.wait()
                 raise Interrupted(stop, step)
-            if validation and validates(step):
-                with signals.released():
-                    checkpoints.wait()
-                    validation(step, state)
+            if is_due(step):
+                checkpoints.wait()
+                evaluate(step, state, signals.released)
                 meter.restart_clock()
-                if validation.is_over:
+                if evaluate.is_over:
                     break
     return state
 

@@ -1,7 +1,8 @@
 """Validation while training: which checkpoint is the best so far, and whether to go on."""
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from bvit.training.metrics import MetricsWriter
 from bvit.training.state import TrainState
 
 LOSS, ACCURACY = "valid_loss", "valid_accuracy"
+Interruptible = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 class Validation:
@@ -24,7 +26,10 @@ class Validation:
 
     Attributes:
       steps: those that were validated.
+      after_last: whether the last step is validated too.
     """
+
+    after_last = True
 
     def __init__(
         self,
@@ -42,7 +47,8 @@ class Validation:
           checkpoints: where the best one is kept.
           writer: where the losses and accuracies go.
           before: the lines of `metrics.jsonl` up to the step that training goes on from.
-          patience: validations in a row without a better one after which to stop; 0 = never.
+          patience: how many validations in a row may be no better before training stops; 0 = any
+            number.
         """
         self._evaluator, self._checkpoints, self._writer = evaluator, checkpoints, writer
         self._patience, self._without_better = patience, 0
@@ -57,14 +63,23 @@ class Validation:
         """Whether training should stop."""
         return 0 < self._patience <= self._without_better
 
-    def __call__(self, step: int, state: TrainState) -> None:
-        """Validates a state, logs what was found, and keeps the state if it is the best so far."""
-        values = _summary(self._evaluator(state.eval_variables))
+    def __call__(
+        self, step: int, state: TrainState, interruptible: Interruptible = contextlib.nullcontext
+    ) -> None:
+        """Validates a state, logs what was found, and keeps the state if it is the best so far.
+
+        Args:
+          step: updates done.
+          state: what is validated.
+          interruptible: a context for the evaluation, in which signals may end it.
+        """
+        with interruptible():
+            outcomes = self._evaluator(state.eval_variables)
+        values = _summary(outcomes)
         is_best = self._count(step, values)
         if is_best:
-            variables = dict(state.eval_variables)
-            params = variables.pop("params")
-            parts = {"params": params, "model_state": variables, "ema_params": None}
+            params = state.eval_variables["params"]
+            parts = {"params": params, "model_state": state.model_state, "ema_params": None}
             self._checkpoints.save(step, parts)
         self._writer.validation(step, values)
         console.say(
@@ -73,8 +88,8 @@ class Validation:
         )
         if self.is_over:
             console.say(
-                f"Training stops: no better validation in {self._without_better}, as "
-                "train.patience wants."
+                f"Training stops: the last {self._without_better} validations were no better "
+                "(train.patience)."
             )
 
     def best(self, state: TrainState) -> TrainState:
@@ -95,7 +110,7 @@ class Validation:
         )
 
     def _count(self, step: int, values: dict[str, Any]) -> bool:
-        """Takes a validation into account; whether it is the best so far."""
+        """Counts a validation; returns whether it is the best so far."""
         self.steps.append(step)
         loss = values[LOSS]
         # What is not finite is null in the file.

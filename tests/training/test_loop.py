@@ -105,11 +105,3 @@ def test_an_evaluation_that_a_signal_stopped_is_done_when_the_run_goes_on(tmp_pa
         assert run.saved == saved
     run.go_on()
     assert run.evaluations() == [2, 4] and run.saved == STEPS
-
-
-def test_an_evaluation_is_written_once_however_often_the_run_is_killed_after_it(tmp_path):
-    for _ in range(2):
-        writer = MetricsWriter(tmp_path, start_step=4)
-        writer.accuracies(4, {"sharp/keep": 0.5})
-        writer.close()
-    assert (tmp_path / "evaluations.jsonl").read_text().count("\n") == 1

@@ -36,6 +36,14 @@ def test_lines_and_curves_hold_the_same_numbers(tmp_path):
     assert curves(tmp_path).Tags()["scalars"] == ["train/loss", "test_sharp/keep"]
 
 
+def test_an_evaluation_is_written_once_however_often_the_run_is_killed_after_it(tmp_path):
+    for _ in range(2):
+        writer = MetricsWriter(tmp_path, start_step=4)
+        writer.accuracies(4, {"sharp/keep": 0.5})
+        writer.close()
+    assert (tmp_path / "evaluations.jsonl").read_text().count("\n") == 1
+
+
 def test_curves_of_a_kind_are_a_group(tmp_path):
     writer = MetricsWriter(tmp_path)
     writer.scalars(1, {"loss": 1.0, "images_per_s": 2.0, "data_wait": 0.0})
@@ -153,7 +161,7 @@ def test_the_hparams_tab_compares_runs_and_averages_seeds(tmp_path):
     assert all(group.name.startswith("vit (") for group in groups.session_groups)
 
 
-def test_curves_that_can_not_be_written_stop_nothing(tmp_path, monkeypatch, caplog):
+def test_a_disk_that_fills_up_ends_the_curves_and_nothing_else(tmp_path, monkeypatch, caplog):
     """Not even after the many events that would fill the queue of the thread that writes them."""
     writer = MetricsWriter(tmp_path)
 
