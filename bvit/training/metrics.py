@@ -23,9 +23,9 @@ SPEEDS = ("images_per_s", "data_wait")
 
 
 class _EventFile:
-    """A file of TensorBoard's curves: if it can't be written, a warning says so, and they end.
+    """A file of TensorBoard's curves; if it can't be written, it warns once and writes no more.
 
-    An error would end the thread that writes them, and the training would wait for it for ever.
+    An error would end tensorboardX's writing thread, and training would wait for it forever.
     """
 
     SCHEME = "bvit"
@@ -52,7 +52,7 @@ class _EventFile:
 
 
 class _EventFiles:
-    """What tensorboardX asks for files whose path begins with the scheme."""
+    """Opens files for tensorboardX, where a path begins with the scheme."""
 
     @staticmethod
     def open(path: str) -> _EventFile:
@@ -91,7 +91,7 @@ class MetricsWriter:
         self.evaluated = max((line["step"] for line in evaluations), default=-1)
         try:
             self._events = SummaryWriter(
-                # Not a folder below: TensorBoard calls the run as the folder is called.
+                # TensorBoard names the run after this folder, so it is none below.
                 f"{_EventFile.SCHEME}:{folder}",
                 # TensorBoard then hides later steps of earlier files.
                 purge_step=start_step + 1 if start_step else None,
@@ -123,7 +123,7 @@ class MetricsWriter:
     def accuracies(self, step: int, values: dict[str, float]) -> None:
         """Writes a line of evaluations.jsonl, and a point on each curve test_CONDITION/POLICY.
 
-        A run that was killed after it wrote them does not write them again.
+        Writes nothing if a run that was killed has written them already.
 
         Args:
           step: updates done.

@@ -48,6 +48,8 @@ def show_samples(
         sharding.put_whole(np.resize(batch[name], (padded, *batch[name].shape[1:])), mesh)
         for name in ("image", "index")
     )
+    names = experiment.test_source.class_names
+    truth = [readable(names[label]) for label in batch["label"]]
     options = {"mean": tuple(c.data.mean), "std": tuple(c.data.std), "seed": c.seed}
     drawn = {
         policy.label: make_shown(experiment.model, policy, **options)
@@ -62,13 +64,11 @@ def show_samples(
         }
         pixels = _on_host(pixels)[:count]
         if distributed.is_main():
-            names = experiment.test_source.class_names
             answers = {
                 one.policy.label: _labels(one, batch["index"], names)
                 for one in found
                 if one.condition == name
             }
-            truth = [readable(names[label]) for label in batch["label"]]
             figure = overlays.sheet(pixels, where, answers, truth)
             writer.image(int(state.step), f"samples/{name}", plots.pixels(figure))
             plots.save(figure, folder, f"samples_{name.replace(':', '_')}")

@@ -163,10 +163,9 @@ def make_inputs(
         strengths = dict(zip(MAX_STRENGTHS, hyper.color_jitter, strict=True))
         image = random_color_jitter(keys[:, 3], image, **strengths)
     if hyper.rand_augment:
-        operations, magnitude = hyper.rand_augment
+        count, magnitude = hyper.rand_augment
         augment_keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys[:, 3])
-        options = {"operations": int(operations), "magnitude": magnitude}
-        image = random_augment(augment_keys, image, **options)
+        image = random_augment(augment_keys, image, operations=int(count), magnitude=magnitude)
     image = apply_condition(hyper.condition, keys[:, 0], image)
     if hyper.mixup or hyper.cutmix:
         image, target = _mix(keys[:, 1], image, target, hyper)
