@@ -45,7 +45,7 @@ def introduction(experiment: Experiment, state: TrainState) -> str:
             f"state       {sharding.describe(state, mesh)}",
             f"an image    {c.data.image_size} px, {forward:.3f} GFLOPs, tokens "
             + ", ".join(f"{label} {count:.3g}" for label, count in tokens.items()),
-            f"data        {c.data.name}: {' and '.join(counts)} images, "
+            f"data        {c.data.name}: {', '.join(counts)} images, "
             f"{experiment.num_classes} classes",
             f"training    {experiment.total_steps:,} steps of {c.train.batch_size} images, "
             f"{c.train.condition}",
