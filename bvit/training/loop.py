@@ -6,7 +6,7 @@ Read `step.py` next: one update. `bvit/experiment.py` has the meaning of the con
 import contextlib
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -205,6 +205,13 @@ def train(
     )
     feed = Feed(functools.partial(experiment_lib.train_batches, experiment), start)
     pending = None
+
+    @contextlib.contextmanager
+    def interruptible() -> Iterator[None]:
+        with signals.released():
+            yield
+        checkpoints.wait()  # only what is saved is logged
+
     with contextlib.closing(feed), contextlib.closing(meter), signals.held():
         for step in range(start + 1, total + 1):
             batch = sharding.put_rows(meter.wait_for(feed), experiment.mesh)
@@ -221,8 +228,7 @@ def train(
                 checkpoints.wait()
                 raise Interrupted(stop, step)
             if is_due(step):
-                checkpoints.wait()
-                evaluate(step, state, signals.released)
+                evaluate(step, state, interruptible)
                 meter.restart_clock()
                 if evaluate.is_over:
                     break
