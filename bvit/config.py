@@ -238,19 +238,13 @@ def load(path: Path) -> ConfigDict:
     Raises:
       ValueError: the file is damaged, or of something else.
     """
-    values = read(path)
-    try:
-        return from_dict(values)
-    except (TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is no config of bvit: {error}") from error
-
-
-def from_dict(values: Mapping[str, Any]) -> ConfigDict:
-    """A config of plain values, as of `to_dict`, over the defaults; locked."""
-    config = default_config()
+    config, values = default_config(), read(path)
     with config.unlocked():
         config.model = ConfigDict()
-        config.update(values)
+        try:
+            config.update(values)
+        except (TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{path} is no config of bvit: {error}") from error
     return config.lock()
 
 
