@@ -140,18 +140,14 @@ def _model(name: str, source: str) -> tuple[str, int]:
         name = max(filter(stem.startswith, _known()), key=len, default="")
         if not name:
             raise ValueError(
-                f"the name of {source} says of no model that bvit has: name it too; there are "
+                f"{source} has no model in its name: give the model's name too, one of "
                 f"{', '.join(models.MODELS)}."
             )
     plain = name.partition(".")[0]  # behind the dot timm has how the weights were trained
-    if plain in models.MODELS:
-        return plain, 224
-    size = SIZE.search(plain)
-    base = SIZE.sub("_224", plain)
-    if size and base in models.MODELS:
-        return base, int(size[1])
-    models.create(name)  # raises, and suggests
-    raise AssertionError
+    size, base = SIZE.search(plain), SIZE.sub("_224", plain)
+    if base not in models.MODELS:
+        models.create(name)  # raises, and suggests
+    return base, int(size[1]) if size else 224
 
 
 def _known() -> list[str]:
