@@ -142,14 +142,8 @@ RESUME_MAY_CHANGE = (
     "data.dir",
 )
 
-
 # What gives a training its length: a run may be made longer where its learning rates allow it.
-LENGTH = (
-    "train.steps",
-    "train.epochs",
-    "optimizer.warmup",
-    "optimizer.boundaries",
-)
+LENGTH = {"train.steps", "train.epochs", "optimizer.warmup", "optimizer.boundaries"}
 
 
 def parse_arguments(text: str, **defaults: str) -> dict[str, str]:
