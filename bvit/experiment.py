@@ -164,7 +164,7 @@ def _check_full_pass(c: ConfigDict, model: nn.Module, policies: tuple[Policy, ..
         return
     if not isinstance(model, VisionTransformer):
         raise ValueError(
-            f"{setting} runs a ViT with every token besides one with fewer, and {c.model.name} has "
+            f"{setting} trains with all tokens of a ViT and with fewer, and {c.model.name} has "
             f"none: set it to {'0' if c.train.distill else 'False'}, or train a ViT."
         )
     if all(policy == Keep() for policy in policies):
@@ -251,7 +251,7 @@ def _optimizer(
 
 
 def goes_on(experiment: Experiment, shorter: ConfigDict) -> bool:
-    """Whether a training is a shorter one that goes on: none of its learning rates changes.
+    """Whether a training may continue a shorter one: no learning rate of its steps changes.
 
     Args:
       experiment: the longer training.

@@ -1,6 +1,6 @@
 """Writes a trained model for others: python -m bvit.export --run=runs/vit_mask --to=DIR
 
---weights=FILE --model=NAME in the place of --run takes published weights.
+With --weights=FILE --model=NAME instead of --run, it writes published weights.
 
 DIR gets model.stablehlo, the program, from pixels to logits, with the token policy and the
 normalisation in it, for any number of images at once; parameters.safetensors, what it computes

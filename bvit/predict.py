@@ -61,7 +61,7 @@ def _parser() -> Parser:
         "the run trained with",
     )
     parser.add_argument(
-        "--format", choices=FORMATS, default="table", help="of the results; streams need jsonl, csv"
+        "--format", choices=FORMATS, default="table", help="of the results; not table for streams"
     )
     parser.add_argument(
         "--overlays",
@@ -148,7 +148,7 @@ def predict(options: argparse.Namespace) -> tuple[dict[str, str], int]:
 
 
 def _enough(count: int, most: int) -> int:
-    """A size of batches that wastes little on few images, of which there are few to compile."""
+    """A batch size for so many images: at most `most`, or a power of two, so that few compile."""
     return min(most, 1 << max(0, count - 1).bit_length())
 
 
