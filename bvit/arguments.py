@@ -64,7 +64,7 @@ def run_over_files(work: Callable[[], tuple[Mapping[str, str], int]], *, undone:
 
     Args:
       work: does it. Returns name → reason of the files that failed, and how many did not.
-      undone: says what failed files could not be: "read".
+      undone: what failed files could not be, as "read".
     """
     try:
         with SignalWatch():

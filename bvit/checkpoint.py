@@ -1,7 +1,7 @@
 """Checkpoints: written in the background, whole or not at all, checked before they are trusted.
 
-A checkpoint has two items. `model` is what uses of the model read; `training` is what only an
-interrupted training needs to go on.
+A checkpoint has two items. `model` is all that using the model needs; `training` is what an
+interrupted training needs besides, to go on.
 """
 
 import collections

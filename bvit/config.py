@@ -142,14 +142,8 @@ RESUME_MAY_CHANGE = (
     "data.dir",
 )
 
-
 # What gives a training its length: a run may be made longer where its learning rates allow it.
-LENGTH = (
-    "train.steps",
-    "train.epochs",
-    "optimizer.warmup",
-    "optimizer.boundaries",
-)
+LENGTH = {"train.steps", "train.epochs", "optimizer.warmup", "optimizer.boundaries"}
 
 
 def parse_arguments(text: str, **defaults: str) -> dict[str, str]:
@@ -238,19 +232,13 @@ def load(path: Path) -> ConfigDict:
     Raises:
       ValueError: the file is damaged, or of something else.
     """
-    values = read(path)
-    try:
-        return from_dict(values)
-    except (TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} is no config of bvit: {error}") from error
-
-
-def from_dict(values: Mapping[str, Any]) -> ConfigDict:
-    """A config of plain values, as of `to_dict`, over the defaults; locked."""
-    config = default_config()
+    config, values = default_config(), read(path)
     with config.unlocked():
         config.model = ConfigDict()
-        config.update(values)
+        try:
+            config.update(values)
+        except (TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{path} is no config of bvit: {error}") from error
     return config.lock()
 
 

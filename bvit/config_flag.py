@@ -1,17 +1,14 @@
-"""The flag --config of the commands that take an experiment, and what they say to a wrong one."""
+"""The flag --config of the commands that take an experiment, and its errors."""
 
 import ast
 import contextlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from absl import flags
 from ml_collections import config_flags
 
-from bvit import distributed
-from bvit.arguments import EXIT_BAD_INPUT
+from bvit.arguments import EXIT_BAD_INPUT, fail
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -23,13 +20,13 @@ CONFIG = config_flags.DEFINE_config_file(
 def check(argv: Sequence[str]) -> None:
     """Ends the process unless the arguments are flags, and --config names a file."""
     if len(argv) > 1:
-        leave(f"unexpected argument {argv[1]!r}; settings are --config.key=value.", EXIT_BAD_INPUT)
+        fail(f"unexpected argument {argv[1]!r}; settings are --config.key=value.", EXIT_BAD_INPUT)
     flag = flags.FLAGS["config"]
     if not flag.present:
-        leave("--config must name an experiment, e.g. --config=configs/vit_mask.py", EXIT_BAD_INPUT)
+        fail("--config must name an experiment, e.g. --config=configs/vit_mask.py", EXIT_BAD_INPUT)
     path = named().partition(":")[0]
     if not Path(path).is_file():
-        leave(f"--config must be a file: there is no {path}; see configs/.", EXIT_BAD_INPUT)
+        fail(f"--config must be a file: there is no {path}; see configs/.", EXIT_BAD_INPUT)
 
 
 def parse(argv: Sequence[str]) -> list[str]:
@@ -39,15 +36,15 @@ def parse(argv: Sequence[str]) -> list[str]:
     except flags.Error as error:
         # An error in a config file comes with its traceback; its last line is the message.
         last = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
-        leave(last, EXIT_BAD_INPUT)
+        fail(last, EXIT_BAD_INPUT)
     except (KeyError, AttributeError) as error:
-        leave(
+        fail(
             f"there is no such setting: {_plain(error)}; see bvit/config.py, and the file that "
             "--config names.",
             EXIT_BAD_INPUT,
         )
     except ValueError as error:
-        leave(f"the settings can't be read: {_plain(error)}", EXIT_BAD_INPUT)
+        fail(f"the settings can't be read: {_plain(error)}", EXIT_BAD_INPUT)
 
 
 def _plain(error: Exception) -> str:
@@ -61,10 +58,3 @@ def _plain(error: Exception) -> str:
 def named() -> str:
     """What --config names: a file, and arguments behind a colon."""
     return config_flags.get_config_filename(flags.FLAGS["config"])
-
-
-def leave(message: str, code: int) -> NoReturn:
-    """Ends the process with a message, printed by the first of several."""
-    if distributed.is_main():
-        print(f"bvit: {message}", file=sys.stderr)
-    sys.exit(code)

@@ -10,6 +10,7 @@ which bvit.report reads like any other. The same command prints a finished table
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import zlib
@@ -90,17 +91,16 @@ def evaluate(options: argparse.Namespace, signals: SignalWatch) -> None:
     config = make_config(trained, options)
     experiment = prepare(config, classes=trained.class_names)
     settings = config_lib.to_dict(config)
-    run = Run.begin(options.workdir or _default_workdir(options, settings), settings)
-    try:
+    workdir = options.workdir or _default_workdir(options, settings)
+    with contextlib.closing(Run.begin(workdir, settings)) as run:
         train_and_evaluate(experiment, run, signals)
-    finally:
-        run.close()
 
 
 def make_config(trained: Trained, options: argparse.Namespace) -> ConfigDict:
     """The settings of an evaluation: the model's own, with what the flags change."""
-    config = config_lib.from_dict(config_lib.to_dict(trained.config))
+    config, defaults = trained.config.copy_and_resolve_references(), config_lib.default_config()
     with config.unlocked():
+        config.mesh, config.profile = defaults.mesh, defaults.profile  # were for the training
         config.init_from = str(options.run or options.weights)
         config.init_head = True
         config.train.steps = 0

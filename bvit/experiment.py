@@ -114,18 +114,7 @@ def assemble(
     mesh = sharding.make_mesh(
         data=c.mesh.data, fsdp=c.mesh.fsdp, tensor=c.mesh.tensor, devices=devices
     )
-    sharding.check_batch(
-        c.train.batch_size, mesh, name="train.batch_size", accumulate=c.train.accumulate
-    )
-    sharding.check_batch(c.eval.batch_size, mesh, name="eval.batch_size")
-    pairs = "train.mixup" if c.train.mixup else "train.cutmix"
-    if (c.train.mixup or c.train.cutmix) and (
-        c.train.batch_size // sharding.batch_shares(mesh) % 2
-    ):
-        raise ValueError(
-            f"{pairs} mixes images in pairs: each device needs an even share of "
-            f"train.batch_size={c.train.batch_size}, got {sharding.batch_shares(mesh)} devices."
-        )
+    _check_batches(c, mesh)
     train_source, valid_source, test_source = open_sources(c)
     model = build_model(c, test_source.num_classes)
     names = conditions.expand(config_lib.words(c.eval.conditions))
@@ -156,13 +145,26 @@ def assemble(
     )
 
 
+def _check_batches(c: ConfigDict, mesh: Mesh) -> None:
+    sharding.check_batch(c.eval.batch_size, mesh, name="eval.batch_size")
+    if c.train.steps == 0:
+        return
+    size, shares = c.train.batch_size, sharding.batch_shares(mesh)
+    sharding.check_batch(size, mesh, name="train.batch_size", accumulate=c.train.accumulate)
+    if (c.train.mixup or c.train.cutmix) and size // shares % 2:
+        raise ValueError(
+            f"{'train.mixup' if c.train.mixup else 'train.cutmix'} mixes images in pairs: each "
+            f"device needs an even share of train.batch_size={size}, got {shares} devices."
+        )
+
+
 def _check_full_pass(c: ConfigDict, model: nn.Module, policies: tuple[Policy, ...]) -> None:
     setting = "train.distill" if c.train.distill else "train.sandwich"
     if not (c.train.distill or c.train.sandwich):
         return
     if not isinstance(model, VisionTransformer):
         raise ValueError(
-            f"{setting} runs a ViT with every token besides one with fewer, and {c.model.name} has "
+            f"{setting} trains with all tokens of a ViT and with fewer, and {c.model.name} has "
             f"none: set it to {'0' if c.train.distill else 'False'}, or train a ViT."
         )
     if all(policy == Keep() for policy in policies):
@@ -249,7 +251,7 @@ def _optimizer(
 
 
 def goes_on(experiment: Experiment, shorter: ConfigDict) -> bool:
-    """Whether a training is a shorter one that goes on: none of its learning rates changes.
+    """Whether a training may continue a shorter one: no learning rate of its steps changes.
 
     Args:
       experiment: the longer training.

@@ -121,7 +121,7 @@ def whole(path: Path, place: Callable[[Path, Path], object] = Path.replace) -> I
       path: of the file, which is replaced.
       place: gives a temporary file its name.
     """
-    partial = path.with_name(f".{path.name[:NAME]}.{secrets.token_hex(4)}{PARTIAL}")
+    partial = _temporary(path)
     try:
         yield partial
         place(partial, path)
@@ -155,19 +155,19 @@ class Drawings:
     drawn: the drawing then gets a number.
     """
 
-    def __init__(self, folder: Path, suffix: str, pictures: Iterable[Path]) -> None:
+    def __init__(self, folder: Path, suffix: str, images: Iterable[Path]) -> None:
         """Makes the folder, if there is none.
 
         Args:
           folder: where to write.
           suffix: of the names of images: `OVERLAY` or `FOCUS_MAP`.
-          pictures: that are drawn.
+          images: that are drawn.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._suffix = folder, suffix
-        self._taken = {found for path in pictures if (found := _identity(path))}
+        self._taken = {found for path in images if (found := _identity(path))}
 
-    def save(self, picture: Path, pixels: UInt8[np.ndarray, "h w 3"]) -> Path:
+    def save(self, image: Path, pixels: UInt8[np.ndarray, "h w 3"]) -> Path:
         """Writes the drawing of an image, and returns where."""
         drawn = io.BytesIO()
         if self._suffix.endswith(".png"):
@@ -176,7 +176,7 @@ class Drawings:
             Image.fromarray(pixels).save(drawn, "PNG", pnginfo=mark)
         else:
             Image.fromarray(pixels).save(drawn, "JPEG", quality=QUALITY, comment=MARK)
-        path = self._path(picture.stem, self._suffix)
+        path = self._path(image.stem, self._suffix)
         write(path, drawn.getvalue())
         return self._written(path)
 
@@ -188,9 +188,7 @@ class Drawings:
           name: of the video, without its ending.
         """
         path = self._path(name, VIDEO_OVERLAY)
-        token = secrets.token_hex(4)
-        # OpenCV knows the format by the ending.
-        partial = path.with_name(f".{path.stem[:NAME]}.{token}{PARTIAL}{path.suffix}")
+        partial = _temporary(path, path.suffix)  # OpenCV knows the format by it
         try:
             yield partial, path
         finally:  # a stream ends when it is interrupted
@@ -228,6 +226,11 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _temporary(path: Path, suffix: str = "") -> Path:
+    """A new name beside a file's own."""
+    return path.with_name(f".{path.name[:NAME]}.{secrets.token_hex(4)}{PARTIAL}{suffix}")
 
 
 def _place(ours: Ours, partial: Path, path: Path) -> None:

@@ -132,19 +132,18 @@ class Unread:
 def main(argv: Sequence[str]) -> None:
     """Plans the experiment that the flags name."""
     logging.set_verbosity(logging.ERROR)
+    config_flag.check(argv)
     try:
-        config_flag.check(argv)
         if DEVICES.value is None:
             raise ValueError("--devices must say what to plan for, as v5e:4x4 or gpu:8xH100.")
         wanted = chips.parse(DEVICES.value)
-        config = config_flag.CONFIG.value
         devices, compiler = find(wanted)
-        experiment = outline(config, CLASSES.value, devices)
+        experiment = outline(config_flag.CONFIG.value, CLASSES.value, devices)
     except ValueError as error:
         fail(str(error), EXIT_BAD_INPUT)
     mesh = ", ".join(f"{axis}={size}" for axis, size in experiment.mesh.shape.items())
     print(f"{config_flag.named()} on {wanted.text}, mesh {mesh}; compiled by {compiler}.\n")
-    own = compiler.startswith("libtpu") or wanted.chip is None
+    own = wanted.chip is None or devices[0].platform == "tpu"
     try:
         plans = list(make_plans(experiment))
     except jax.errors.JaxRuntimeError as error:

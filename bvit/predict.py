@@ -1,16 +1,16 @@
 """Labels images and videos: python -m bvit.predict --run=runs/vit_mask IMAGES...
 
---weights=FILE --model=NAME in the place of --run takes published weights, and no data:
+With --weights=FILE --model=NAME instead of --run, it uses published weights:
 
   python -m bvit.predict --weights=hf:timm/deit_tiny_patch16_224.fb_in1k IMAGES...
 
 IMAGES are image and video files, folders of images, patterns such as 'shots/**/*.jpg', streams
-(rtsp://..., /dev/video0), and - for a list of names on stdin. The model is given the middle of each
-image. A line, one for each frame of a video, has the class, the model's confidence, the blur, and
-the number of patch tokens that were computed. There are two figures for the blur. sigma, in pixels
-of the file, is how far it spreads light in the direction where it spreads most: a motion over 30
-pixels has 30/√12 = 8.7. blurry is the share of the patches that count as blurry at the size that
-the model is given. Images that can't be read are listed at the end, with exit code 1.
+(rtsp://..., /dev/video0), and - for a list of names on stdin. The model sees the middle of each
+image. Each image, or frame of a video, gets a line: the class, the model's confidence, the blur,
+and the number of patch tokens that were computed. The blur has two figures. sigma is its standard
+deviation, in pixels of the file, in the direction where it is widest: a motion over 30 pixels has
+30/√12 = 8.7. blurry is the share of patches that count as blurry at the size that the model sees.
+Images that can't be read are listed at the end, with exit code 1.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from tqdm import tqdm
 
 from bvit.arguments import Parser, run_over_files
 from bvit.data.imagenet import readable
-from bvit.data.listing import Found, Photograph, list_images, read_ahead
+from bvit.data.listing import Photograph, list_images, read_ahead
 from bvit.data.video import is_stream, is_video
 from bvit.evaluation.predictions import Predictions, Predictor
 from bvit.evaluation.rows import NOTHING
-from bvit.printing import FORMATS, Output, Row, make_output
+from bvit.printing import FORMATS, Row, make_output
 from bvit.published import add_arguments, add_checkpoint, keep_programs, load
 from bvit.run import Trained
 from bvit.tokens import Policy
@@ -61,7 +61,7 @@ def _parser() -> Parser:
         "the run trained with",
     )
     parser.add_argument(
-        "--format", choices=FORMATS, default="table", help="of the results; streams need jsonl, csv"
+        "--format", choices=FORMATS, default="table", help="of the results; not table for streams"
     )
     parser.add_argument(
         "--overlays",
@@ -72,12 +72,12 @@ def _parser() -> Parser:
         "earlier run are replaced",
     )
     parser.add_argument("--batch_size", type=int, default=32, help="images that run together")
-    parser.add_argument("pictures", nargs="+", metavar="IMAGES", help="files, folders, ...")
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, ...")
     return parser
 
 
 def predict(options: argparse.Namespace) -> tuple[dict[str, str], int]:
-    """Prints what is on the images.
+    """Classifies images, and prints what was found.
 
     Returns:
       What could not be read, name → reason; and how many images were.
@@ -86,10 +86,13 @@ def predict(options: argparse.Namespace) -> tuple[dict[str, str], int]:
       ValueError: the model can't be used, or can't follow the policy; or stdin names no image, or
         a stream is to be printed as a table.
     """
-    streams = [name for name in options.pictures if is_stream(name)]
+    streams = [name for name in options.images if is_stream(name)]
     if streams and options.format == "table":
-        raise ValueError("a table is printed at the end, which a stream has not: --format=jsonl.")
-    files = [name for name in options.pictures if not is_stream(name)]
+        raise ValueError(
+            "a stream may never end, and a table is printed at the end: add --format=jsonl or "
+            "--format=csv."
+        )
+    files = [name for name in options.images if not is_stream(name)]
     paths, failures = list_images(files, sys.stdin)
     names = [*map(str, paths), *streams]
     if not (names or failures):
@@ -103,9 +106,8 @@ def predict(options: argparse.Namespace) -> tuple[dict[str, str], int]:
     output = make_output(options.format, heading=HEADING, cells=make_cells, flatten=flatten)
     done, started = 0, time.perf_counter()
 
-    def begin(group: list[Found]) -> Callable[[], None]:
-        """Starts to classify a group; what it returns prints its rows."""
-        seen = [found for found in group if isinstance(found, Photograph)]
+    def begin(seen: list[Photograph]) -> Callable[[], None]:
+        """Starts to classify images; the function that it returns prints their rows."""
         if not seen:
             return lambda: None
         pixels, first = np.stack([one.crop for one in seen]), done
@@ -117,19 +119,21 @@ def predict(options: argparse.Namespace) -> tuple[dict[str, str], int]:
                 shown = predictor.shown(pixels, first)
                 for row, one, where in zip(rows, seen, shown, strict=True):
                     row["overlay"] = str(overlays.draw(one, row, where))
-            _write(output, rows, bar)
+            with bar.external_write_mode(file=sys.stdout):
+                output.write(rows)
 
         return finish
 
     total = None if has_video else len(names)
-    finish: Callable[[], None] = lambda: None  # noqa: E731
+    finish = begin([])
     bar = tqdm(total=total, unit="image", leave=False, dynamic_ncols=True)
     try:
         for group in read_ahead(names, batch_size, trained.preprocess, keep_frames=bool(overlays)):
-            failures |= {name: str(error) for name, error in _unread(group)}
-            before, finish = finish, begin(group)
+            seen = [found for found in group if isinstance(found, Photograph)]
+            failures |= {found[0]: str(found[1]) for found in group if isinstance(found, tuple)}
+            before, finish = finish, begin(seen)
             before()  # prints, while the device classifies this group and threads read the next
-            done += len(group) - len(_unread(group))
+            done += len(seen)
             bar.update(len(group))
         finish()
     finally:
@@ -144,7 +148,7 @@ def predict(options: argparse.Namespace) -> tuple[dict[str, str], int]:
 
 
 def _enough(count: int, most: int) -> int:
-    """A size of batches that wastes little on few images, of which there are few to compile."""
+    """A batch size for so many images: at most `most`, or a power of two, so that few compile."""
     return min(most, 1 << max(0, count - 1).bit_length())
 
 
@@ -168,15 +172,6 @@ def _overlays(folder: Path, names: Sequence[str], trained: Trained) -> "Overlays
     from bvit.survey.annotation import Overlays  # loads Matplotlib
 
     return Overlays(folder, names, trained.preprocess)
-
-
-def _unread(group: Sequence[Found]) -> list[tuple[str, Exception]]:
-    return [found for found in group if not isinstance(found, Photograph)]
-
-
-def _write(output: Output, rows: Sequence[Row], bar: tqdm) -> None:
-    with bar.external_write_mode(file=sys.stdout):
-        output.write(rows)
 
 
 def make_rows(

@@ -27,13 +27,13 @@ __all__ = ["Preprocessing", "Weights", "convert", "identify", "load", "open", "r
 
 # Beside the weights of timm's repositories: the model's name, and how its images are prepared.
 SETTINGS = "config.json"
-# The end of a name that says for which size of images the model is made: "_384".
+# The image size at the end of a model's name: "_384".
 SIZE = re.compile(r"_(\d{2,4})$")
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A file of published weights, and what it is of.
+    """Published weights, their model, and how it wants images.
 
     Attributes:
       model: a key of `bvit.models.MODELS`.
@@ -64,7 +64,7 @@ def open(name: str | Path, path: str | Path = "") -> tuple[nn.Module, dict, Prep
     Returns:
       (model, variables, preprocess): a module of `bvit.models.create`; its variables, float32
       arrays of NumPy; and `Preprocessing`, which turns files into pixels for `bvit.classify` and
-      has the `mean` and `std` that it is to be given.
+      has the `mean` and `std` to give it.
 
     Raises:
       ValueError: the weights can't be read, their model is not known or not supported, or they
@@ -76,7 +76,7 @@ def open(name: str | Path, path: str | Path = "") -> tuple[nn.Module, dict, Prep
 
 
 def identify(name: str | Path, path: str | Path) -> Weights:
-    """Reads published weights, and finds out what they are of.
+    """Reads published weights, and finds their model and its preparation.
 
     Args:
       name: the model, as for `open`; "" to know it from the weights.
@@ -140,18 +140,14 @@ def _model(name: str, source: str) -> tuple[str, int]:
         name = max(filter(stem.startswith, _known()), key=len, default="")
         if not name:
             raise ValueError(
-                f"the name of {source} says of no model that bvit has: name it too; there are "
+                f"{source} has no model in its name: give the model's name too, one of "
                 f"{', '.join(models.MODELS)}."
             )
     plain = name.partition(".")[0]  # behind the dot timm has how the weights were trained
-    if plain in models.MODELS:
-        return plain, 224
-    size = SIZE.search(plain)
-    base = SIZE.sub("_224", plain)
-    if size and base in models.MODELS:
-        return base, int(size[1])
-    models.create(name)  # raises, and suggests
-    raise AssertionError
+    size, base = SIZE.search(plain), SIZE.sub("_224", plain)
+    if base not in models.MODELS:
+        models.create(name)  # raises, and suggests
+    return base, int(size[1]) if size else 224
 
 
 def _known() -> list[str]:

@@ -129,15 +129,8 @@ def _are_strengths(value: Any) -> bool:
 def _is_rand_augment(value: Any) -> bool:
     if not (_is_list(value) and len(value) in (0, 2)):
         return False
-    if not value:
-        return True
-    count, magnitude = value
-    return (
-        _is_whole(count)
-        and 1 <= count <= MOST_OPERATIONS
-        and _is_number(magnitude)
-        and 0 <= magnitude <= 1
-    )
+    limits = (whole(1, MOST_OPERATIONS), number(0, 1))
+    return all(rule.holds(one) for rule, one in zip(limits, value, strict=False))
 
 
 def _are_steps(value: Any) -> bool:

@@ -128,8 +128,8 @@ class Run(Trained):
         Args:
           path: an existing run of the same config, or a new or empty folder.
           config: as plain values.
-          goes_on: says of the saved config of a run that differs in its length alone
-            (`config.LENGTH`) whether this one goes on where it ends.
+          goes_on: whether this run may continue one with the saved config that it is given, which
+            differs in `config.LENGTH` alone; by default, none.
 
         Raises:
           ValueError: the folder holds a run of another config, or something that is no run, or
@@ -193,11 +193,10 @@ class Run(Trained):
             raise ValueError(f"{self.results_file} is damaged ({error!r}).") from error
 
     def is_finished(self, config: Mapping[str, Any]) -> bool:
-        """Whether the results are there, and of a training of this length."""
+        """Whether the results are there, and of this config: a run may since be made longer."""
         if not self.results_file.exists():
             return False
-        changed = config_lib.differences(self.results["config"], config)
-        return not changed.keys() & set(config_lib.LENGTH)
+        return not config_lib.differences(self.results["config"], config)
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
@@ -296,7 +295,8 @@ class Run(Trained):
             like = sharding.abstract(like, mesh)
         from bvit.checkpoint import Checkpoints  # takes a second, which published weights save
 
-        for folder in [self.best, self.checkpoints][checkpoint == NEWEST :]:
+        newest = checkpoint == NEWEST
+        for folder in (self.checkpoints,) if newest else (self.best, self.checkpoints):
             if folder.is_dir():
                 with contextlib.closing(Checkpoints(folder)) as checkpoints:
                     if restored := checkpoints.restore_variables(like):
@@ -413,7 +413,7 @@ def _check_ours(
             )
         return
     changed = config_lib.differences(config_lib.read(saved), config)
-    of_length = changed.keys() <= set(config_lib.LENGTH)
+    of_length = changed.keys() <= config_lib.LENGTH
     if changed and not (of_length and goes_on(config_lib.load(saved))):
         hint = LENGTH_HINT if of_length else ""
         listed = [f"{key} was {a!r}, now {b!r}" for key, (a, b) in changed.items()][:MOST_SHOWN]

@@ -68,10 +68,10 @@ def make_mesh(
         raise ValueError(
             f"mesh sizes are positive, and at most one is -1 (all that is left): got {wanted}."
         )
-    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+    fixed = math.prod(size for size in sizes.values() if size != -1)
     if free and len(devices) % fixed == 0:
         sizes[free[0]] = len(devices) // fixed
-    if int(np.prod(list(sizes.values()))) != len(devices):
+    if math.prod(sizes.values()) != len(devices):
         raise ValueError(
             f"the mesh must use every device: got {wanted} on {len(devices)} devices; "
             "choose sizes whose product is that, or leave mesh.data=-1."
@@ -113,7 +113,7 @@ def check_batch(batch_size: int, mesh: Mesh, *, name: str, accumulate: int = 1) 
 
 def batch_shares(mesh: Mesh) -> int:
     """Number of pieces that a batch is cut into."""
-    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -195,7 +195,7 @@ def _spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
             if shape[dim] % mesh.shape["tensor"] == 0:
                 axes[dim] = "tensor"
             break
-    if np.prod(shape) >= MIN_FSDP_ELEMENTS:
+    if math.prod(shape) >= MIN_FSDP_ELEMENTS:
         divisible = [
             d for d, n in enumerate(shape) if axes[d] is None and n % mesh.shape["fsdp"] == 0
         ]
@@ -262,6 +262,6 @@ def bytes_per_device(state: PyTree, shardings: PyTree) -> int:
     """Bytes of `state` that one device holds under `shardings`."""
 
     def held(leaf: Array | jax.ShapeDtypeStruct, sharding: NamedSharding) -> int:
-        return int(np.prod(sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
     return sum(jax.tree.leaves(jax.tree.map(held, state, shardings)))

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from trained import CLASSES, run_directory, write_picture
@@ -11,6 +12,7 @@ from bvit.classify import classify
 from bvit.data.folder import FolderSource
 from bvit.data.relabelled import Relabelled
 from bvit.evaluation.evaluator import label_rank
+from bvit.experiment import assemble
 from bvit.image.pixels import to_float
 from bvit.run import Run
 
@@ -49,6 +51,17 @@ def test_a_run_is_evaluated_anew_beside_what_it_has(images, capsys):
     capsys.readouterr()
     evaluate.main(arguments)
     assert "This run is finished" in capsys.readouterr().out
+
+
+def test_an_evaluation_needs_nothing_of_the_machine_that_trained(images):
+    run = Run(run_directory())
+    with run.config.unlocked():
+        run.config.profile.steps = (1, 2)
+    options = evaluate._parser().parse_args([f"--run={run.path}", "--batch_size=9"])
+    source = FolderSource("all", dir=images)
+    devices = jax.devices()[:3]  # of which neither mesh.fsdp=8 nor 16 images of a batch are even
+    config = evaluate.make_config(run, options)
+    assert assemble(config, lambda c: (None, None, source), devices).total_steps == 0
 
 
 def test_classes_are_found_by_their_ids_and_by_their_english_names(tmp_path):

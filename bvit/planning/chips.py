@@ -31,13 +31,13 @@ class Chip:
 
 
 def _gpu(half: float, single: float, memory: float, bandwidth: float, link: float, source: str):
-    # JAX multiplies float32 matrices in TF32 unless told otherwise.
+    # By default, JAX multiplies float32 matrices in TF32.
     peak = {"bfloat16": half * 1e12, "float16": half * 1e12, "float32": single * 1e12}
     return Chip(peak, GPU_SHARE * memory * 1e9, bandwidth * 1e9, link * 1e9, source)
 
 
 def _tpu(half: float, memory: float, bandwidth: float, link: float, source: str):
-    # JAX multiplies float32 matrices in one bfloat16 pass unless told otherwise.
+    # By default, JAX multiplies float32 matrices in one bfloat16 pass.
     peak = dict.fromkeys(("bfloat16", "float16", "float32"), half * 1e12)
     return Chip(peak, memory * 1e9, bandwidth * 1e9, link * 1e9, source)
 

@@ -13,7 +13,7 @@ BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
 # What stands for memory that other instructions have written, or that arguments hold.
 HELD_ELSEWHERE = ("parameter", "bitcast", "get-tuple-element", "tuple", "while", "constant")
 
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.-]+ = (.*?) ([a-z][\w-]*)\(")
 _ARRAY = re.compile(r"([a-z]+\d*)\w*\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|body|to_apply|condition)=%?([\w.-]+)")
@@ -113,12 +113,11 @@ def messages(text: str) -> dict[str, Messages]:
 
 
 def _parse(text: str) -> tuple[list[_Instruction], dict[str, int], set[str]]:
-    """The instructions, how often each computation runs, and which are fused into one."""
-    instructions, callers, fused, entry, where = [], {}, set(), "", ""
+    """The instructions, how often each computation that another calls runs, and which are fused."""
+    instructions, callers, fused, where = [], {}, set(), ""
     for line in text.splitlines():
         if header := _COMPUTATION.match(line):
-            where = header[2]
-            entry = where if header[1] else entry
+            where = header[1]
         elif found := _INSTRUCTION.match(line):
             arrays = [
                 (_bytes(*array), "{}[{}]".format(*array)) for array in _ARRAY.findall(found[1])
@@ -136,7 +135,7 @@ def _parse(text: str) -> tuple[list[_Instruction], dict[str, int], set[str]]:
         caller, trips = callers[computation]
         return trips * count(caller)
 
-    return instructions, {name: count(name) for name in {entry, *callers}}, fused
+    return instructions, {name: count(name) for name in callers}, fused
 
 
 def _bytes(dtype: str, dims: str) -> int:
