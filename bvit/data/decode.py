@@ -63,7 +63,7 @@ PILLOW_8_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", 
 
 
 def decode(data: bytes, *, reduction: int = 1) -> Pixels:
-    """Decodes a JPEG, PNG, WebP, GIF, TIFF, AVIF, BMP or PPM image to RGB.
+    """Decodes a JPEG, PNG, WebP, GIF, TIFF, AVIF, BMP, PPM or HEIC image to RGB.
 
     Greyscale is repeated over three channels, CMYK and palettes are converted, 16 bits become 8, an
     alpha channel is dropped (as Pillow's `convert("RGB")` does), and a JPEG or PNG with an EXIF

@@ -6,6 +6,7 @@ import io
 import struct
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import simplejpeg
@@ -20,7 +21,7 @@ EXIF_ORIENTATION = 0x0112
 # Orientations 5 to 8 of the EXIF standard exchange rows and columns.
 FIRST_TRANSPOSED_ORIENTATION = 5
 # What is decoded; other formats of Pillow and OpenCV are rare, and one of Pillow's runs PostScript.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "AVIF", "BMP", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "AVIF", "BMP", "PPM", "HEIF")
 # A file of a few kB can claim to be as large as memory. An image is refused if decoding it may take
 # more than so much, going by the bytes that a pixel takes in all buffers of the decoders (the most
 # of any path, measured on 25 million pixels).
@@ -90,12 +91,24 @@ def check_size(data: bytes) -> tuple[int, int]:
     return height, width
 
 
+@functools.cache
+def readable_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that Pillow reads here; HEIF needs the package pillow-heif."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    Image.init()
+    return tuple(form for form in FORMATS if form in Image.OPEN)
+
+
 @contextlib.contextmanager
-def open_image(data: bytes) -> Iterator[Image.Image]:
-    """Opens an image with Pillow; what fails then is an UnreadableImageError."""
+def open_image(source: bytes | Path) -> Iterator[Image.Image]:
+    """Opens a file, or the bytes of one, with Pillow; what fails is an UnreadableImageError."""
     silence()
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(file, formats=readable_formats()) as image:
             yield image
     except UnreadableImageError:
         raise

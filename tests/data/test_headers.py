@@ -2,6 +2,7 @@ import io
 import struct
 import zlib
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -21,6 +22,15 @@ def test_formats_that_nobody_asked_for_reach_no_decoder(format):
     data = _encode(Image.new("F" if format == "SPIDER" else "RGB", (8, 8)), format)
     with pytest.raises(UnreadableImageError, match="of no known format"):
         decode(data)
+
+
+def test_heic_is_read_with_its_package():
+    heif = pytest.importorskip("pillow_heif")
+    file = io.BytesIO()
+    heif.from_pillow(Image.new("RGB", (64, 48), (200, 100, 50))).save(file)
+    pixels = decode(file.getvalue())
+    assert pixels.shape == (48, 64, 3)
+    np.testing.assert_allclose(pixels.mean((0, 1)), (200, 100, 50), atol=4)
 
 
 def _claiming(format, side):
