@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import cv2
 import matplotlib
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from PIL import Image, ImageDraw, ImageFont
 
 from bvit.data.decode import Pixels, decode
@@ -17,9 +17,8 @@ from bvit.data.listing import Photograph
 from bvit.data.preprocessing import Preprocessing
 from bvit.data.video import VideoFile, frame_rate
 from bvit.outputs import OVERLAY, Drawings
+from bvit.report.overlays import DIMMED, patch_of_pixels, shared_edges
 
-# Patches that no token shows are darkened to this share.
-DIMMED = 0.3
 DARK, SHARED, SEEN = (77, 77, 77), (26, 204, 230), (255, 255, 255)
 LEGEND = {
     DARK: "dark: no token, not computed",
@@ -118,10 +117,10 @@ def annotate(
     line = max(1, round(LINE * min(height, width)))
     top, left, bottom, right = _whole(box, height, width)
     part = drawn[top:bottom, left:right]
-    cells = _cells(part.shape[:2], where.shape)
+    cells = patch_of_pixels(part.shape[:2], where.shape)
     hidden = (where < 0)[cells]
     part[hidden] = (DIMMED * part[hidden]).astype(np.uint8)
-    edge = _edges(where, cells)
+    edge = shared_edges(where, cells)
     part[cv2.dilate(edge.astype(np.uint8), np.ones((line, line), np.uint8)) > 0] = SHARED
     shown = [color for color, seen in ((DARK, hidden.any()), (SHARED, edge.any())) if seen]
     if part.shape[:2] != (height, width):
@@ -136,30 +135,6 @@ def _whole(box: Box, height: int, width: int) -> tuple[int, int, int, int]:
     top, left, down, across = box
     bottom, right = min(height, round(top + down)), min(width, round(left + across))
     return max(0, round(top)), max(0, round(left)), bottom, right
-
-
-def _cells(shape: tuple[int, ...], grid: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The row and the column of the patch that each pixel lies in, to index a grid with."""
-    rows, columns = (
-        np.arange(size) * count // size for size, count in zip(shape, grid, strict=True)
-    )
-    return rows[:, None], columns[None]
-
-
-def _edges(
-    where: Int[np.ndarray, "rows columns"], cells: tuple[np.ndarray, np.ndarray]
-) -> Bool[np.ndarray, "h w"]:
-    """The pixels along patches of which one shares its token with another."""
-    numbers, counts = np.unique(where, return_counts=True)
-    shared = np.isin(where, numbers[counts > 1]) & (where >= 0)
-    number, many = where[cells], shared[cells]
-    edge = np.zeros(number.shape, bool)
-    for inner, before in (
-        ((slice(1, None), slice(None)), (slice(-1), slice(None))),
-        ((slice(None), slice(1, None)), (slice(None), slice(-1))),
-    ):
-        edge[inner] |= (number[inner] != number[before]) & (many[inner] | many[before])
-    return edge
 
 
 def _with_text(pixels: Pixels, words: Sequence[Words]) -> Pixels:
