@@ -75,13 +75,18 @@ class VideoFile:
         self._writer: cv2.VideoWriter | None = None
 
     def write(self, frame: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Adds a frame, RGB, of the size of the first."""
+        """Adds a frame, RGB. One larger than the first is cut, one smaller gets black edges."""
         if self._writer is None:
+            self._shape = frame.shape
             height, width = frame.shape[:2]
             code = cv2.VideoWriter.fourcc(*CODEC)
             self._writer = cv2.VideoWriter(str(self._path), code, self._rate, (width, height))
             if not self._writer.isOpened():
                 raise OSError(f"OpenCV can't write {self._path}: choose another place.")
+        if frame.shape != self._shape:  # OpenCV would leave it out
+            part = frame[: self._shape[0], : self._shape[1]]
+            frame = np.zeros(self._shape, np.uint8)
+            frame[: part.shape[0], : part.shape[1]] = part
         self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:
