@@ -80,7 +80,7 @@ def open_source(
     if name == "folder":
         if dir is None:
             raise ValueError("folder needs data.dir, the folder that the class folders are in.")
-        if split_name == ALL:
+        if split == "test" and split_name == ALL:
             return FolderSource(ALL, dir=dir, exclude=exclude)
         return FolderSource(split, dir=dir, name=split_name, exclude=exclude)
     return TfdsSource(name, split_name or TFDS_SPLITS[split], dir=dir)
