@@ -22,9 +22,9 @@ EXIF_ORIENTATION = 0x0112
 FIRST_TRANSPOSED_ORIENTATION = 5
 # What is decoded; other formats of Pillow and OpenCV are rare, and one of Pillow's runs PostScript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "AVIF", "BMP", "PPM", "HEIF")
-# A file of a few kB can claim to be as large as memory. An image is refused if decoding it may take
-# more than so much, going by the bytes that a pixel takes in all buffers of the decoders (the most
-# of any path, measured on 25 million pixels).
+# A file of a few kB can claim to be as large as memory. An image is refused if decoding it could
+# take more than this, by the bytes that a pixel takes in all buffers of the decoders (the most of
+# any path, measured on 25 million pixels).
 MOST_BYTES = 10**9
 BYTES_A_PIXEL = {"JPEG": 10, "WEBP": 25, "AVIF": 37}
 BYTES_A_PIXEL_OF_OTHERS = 15  # and of a JPEG in CMYK

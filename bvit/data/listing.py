@@ -18,8 +18,8 @@ from bvit.data.video import is_video, read_frames
 from bvit.outputs import is_drawing
 
 STDIN = "-"
-# What phones write. Pillow or OpenCV reads AVIF, the package pillow-heif HEIC; listed in any case,
-# so that they are not passed over without a word.
+# What phones write. AVIF and HEIC are listed even where they can't be read, so that they are
+# reported.
 HEIC = (b".heic", b".heif")
 NEEDS_HEIF = "not readable; for HEIC, pip install pillow-heif"
 LISTED = (*EXTENSIONS, b".avif", *HEIC)

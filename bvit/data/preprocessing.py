@@ -1,6 +1,6 @@
-"""How images are prepared for a network: what it was trained with, by the names of its weights.
+"""How images are prepared for a network, by the names of its weights or by timm's config.json.
 
-The decoder and its packages load when an image is prepared: converting weights does without.
+The decoder and its packages load when an image is prepared: converting weights needs neither.
 """
 
 import dataclasses

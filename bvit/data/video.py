@@ -12,7 +12,7 @@ from bvit.data.decode import Pixels, UnreadableImageError
 
 EXTENSIONS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 DEVICE = "/dev/video"
-# Of a video that does not say how many frames it shows in a second.
+# Frames per second of a video that does not state them.
 DEFAULT_RATE = 25.0
 # A format that OpenCV's own FFmpeg writes everywhere.
 CODEC = "mp4v"
@@ -44,7 +44,7 @@ def read_frames(name: str) -> Iterator[Pixels]:
 
 
 def frame_rate(name: str) -> float:
-    """Frames that a video shows in a second."""
+    """Frames per second of a video."""
     with _opened(name) as capture:
         return capture.get(cv2.CAP_PROP_FPS) or DEFAULT_RATE
 
@@ -62,14 +62,14 @@ def _opened(name: str) -> Iterator[cv2.VideoCapture]:
 
 
 class VideoFile:
-    """Writes frames into a video file, which begins with the first."""
+    """A video file that is written frame by frame."""
 
     def __init__(self, path: Path, rate: float) -> None:
         """Names the file, which ends in .mp4; writes nothing yet.
 
         Args:
           path: of the file.
-          rate: frames in a second.
+          rate: frames per second.
         """
         self._path, self._rate = path, rate
         self._writer: cv2.VideoWriter | None = None

@@ -1,4 +1,4 @@
-"""What a model computed of a photograph, drawn over it at its own size, with a legend."""
+"""Draws over a photograph, at its full size, what a model computed and found, with a legend."""
 
 import contextlib
 import functools
@@ -37,14 +37,14 @@ Color = tuple[int, int, int]
 
 
 class Words(NamedTuple):
-    """A piece of the text, that stays on one line; a colour makes it a row of the legend."""
+    """A piece of text that is not broken over lines; with a color, an entry of the legend."""
 
     text: str
     color: Color | None = None
 
 
 class Overlays:
-    """Writes photographs and videos into a folder, with what a model found and computed of them."""
+    """Writes photographs and videos into a folder, with what a model computed and found on them."""
 
     def __init__(self, folder: Path, names: Iterable[str], preprocess: Preprocessing) -> None:
         """Makes the folder, if there is none.
@@ -101,7 +101,7 @@ def _text(row: Mapping[str, Any], patches: int) -> list[str]:
 def annotate(
     pixels: Pixels, where: Int[np.ndarray, "rows columns"], box: Box, text: Sequence[str]
 ) -> Pixels:
-    """Draws which patches share a token, and which none shows; and writes what was found.
+    """Draws which patches share a token and which no token shows, and writes what was found.
 
     Args:
       pixels: the photograph, uint8.
@@ -110,7 +110,7 @@ def annotate(
       text: what is written on it, each on one line or on a part of one.
 
     Returns:
-      The photograph, of the same size; one that is too small for the text is longer, by the text.
+      The photograph at its size; where that is too small for the text, with a strip below for it.
     """
     drawn = pixels.copy()
     height, width = pixels.shape[:2]
