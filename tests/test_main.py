@@ -98,7 +98,7 @@ def accuracies(workdir):
 
 def test_a_run_prints_what_it_is_and_where_everything_lies(finished):
     workdir, out, err = finished
-    for word in ("devices", "parameters", "GFLOPs", "tokens", "training and", "nearest neighbour"):
+    for word in ("devices", "parameters", "GFLOPs", "tokens", " training,", "nearest neighbour"):
         assert word in out
     assert "| sharp " in out and "| region " in out
     assert f"{STEPS}/{STEPS}" in err  # the progress bar

@@ -88,10 +88,10 @@ def _widest(grey: np.ndarray) -> float | None:
 
 def _along(grey: np.ndarray, noise: float) -> float | None:
     """The blur of an image along its rows; None if nothing but noise changes along them."""
-    energies, none = [], np.ones(1, np.float32)
-    across = _filtered(grey, none, _taps(REBLURS[0]))
+    energies, unchanged = [], np.ones(1, np.float32)
+    across = _filtered(grey, unchanged, _taps(REBLURS[0]))
     for reblur in REBLURS:
-        blurred = _filtered(across, _taps(reblur), none)
+        blurred = _filtered(across, _taps(reblur), unchanged)
         expected = noise * _noise_energy(reblur)
         gradients = blurred.size - len(blurred)
         energy = cv2.norm(blurred[:, 1:], blurred[:, :-1], cv2.NORM_L2SQR) / gradients

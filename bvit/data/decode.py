@@ -6,18 +6,27 @@ device.
 
 import contextlib
 import functools
-import io
 import math
 import struct
-import warnings
 import zlib
-from collections.abc import Iterator
 
 import cv2
 import numpy as np
 import simplejpeg
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
+
+from bvit.data.headers import (
+    JPEG_END,
+    PNG_START,
+    UnreadableImageError,
+    check_size,
+    is_jpeg,
+    is_plain_jpeg,
+    open_image,
+    silence,
+    upright_size,
+)
 
 Pixels = UInt8[np.ndarray, "_height _width 3"]
 
@@ -25,22 +34,14 @@ Pixels = UInt8[np.ndarray, "_height _width 3"]
 ASPECT_RATIO = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
 
-PNG_START = b"\x89PNG\r\n\x1a\n"
-PNG_SIZE = slice(16, 24)  # where width and height are
 # What the pixels of a PNG follow from, animations left out; and its orientation. Others are colour
 # profiles and texts.
 PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"}
-JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # The start of a baseline frame in colour, before height and width (ITU-T T.81, B.2.2). With a
 # smaller height written there, a decoder stops earlier.
 BASELINE_FRAME = b"\xff\xc0\x00\x11\x08"
 # Rows decoded below a crop: the last rows are interpolated differently where colour is subsampled.
 ROWS_BELOW = 8
-# The standard places EXIF first; some programs put a little before it.
-EXIF, EXIF_WITHIN = b"Exif\0", 2**14
-EXIF_ORIENTATION = 0x0112
-# Orientations 5 to 8 of the EXIF standard exchange rows and columns.
-FIRST_TRANSPOSED_ORIENTATION = 5
 # A JPEG decoder can leave out the finest frequencies: the image is smaller, and decoded faster.
 REDUCED_FLAGS = {
     1: cv2.IMREAD_COLOR_RGB,
@@ -57,24 +58,12 @@ REDUCED_MARGIN = 2.0
 INTERPOLATIONS = ("bilinear", "bicubic")
 # An image that shrinks by more than this shrinks by a whole factor first.
 MAX_TRIANGLE = 3
-# What is decoded; other formats of Pillow and OpenCV are rare, and one of Pillow's runs PostScript.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "AVIF", "BMP", "PPM")
-# A file of a few kB can claim to be as large as memory. An image is refused if decoding it may take
-# more than so much, going by the bytes that a pixel takes in all buffers of the decoders (the most
-# of any path, measured on 25 million pixels).
-MOST_BYTES = 10**9
-BYTES_A_PIXEL = {"JPEG": 10, "WEBP": 25, "AVIF": 37}
-BYTES_A_PIXEL_OF_OTHERS = 15  # and of a JPEG in CMYK
 # Modes that Pillow's convert("RGB") takes to 0–255 without clipping; wider ones it would clip.
 PILLOW_8_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 
 
-class UnreadableImageError(ValueError):
-    """An image that can't be decoded: broken, cut short, or of an unknown format."""
-
-
 def decode(data: bytes, *, reduction: int = 1) -> Pixels:
-    """Decodes a JPEG, PNG, WebP, GIF, TIFF, AVIF, BMP or PPM image to RGB.
+    """Decodes a JPEG, PNG, WebP, GIF, TIFF, AVIF, BMP, PPM or HEIC image to RGB.
 
     Greyscale is repeated over three channels, CMYK and palettes are converted, 16 bits become 8, an
     alpha channel is dropped (as Pillow's `convert("RGB")` does), and a JPEG or PNG with an EXIF
@@ -95,17 +84,17 @@ def decode(data: bytes, *, reduction: int = 1) -> Pixels:
     """
     if reduction not in REDUCED_FLAGS:
         raise ValueError(f"reduction must be one of {sorted(REDUCED_FLAGS)}: got {reduction}.")
-    _size(data)
+    check_size(data)
     # Some OpenCV 4 releases fill in the rest of a JPEG that was cut short, without an error.
-    if _is_jpeg(data) and not data.endswith(JPEG_END):
+    if is_jpeg(data) and not data.endswith(JPEG_END):
         return _decode_with_pillow(data, reduction)
-    if reduction == 1 and _is_plain_jpeg(data):
+    if reduction == 1 and is_plain_jpeg(data):
         with contextlib.suppress(ValueError):
             return simplejpeg.decode_jpeg(data)
     plain = _plain_png(data) if data.startswith(PNG_START) else data
     if plain is None:
         return _decode_with_pillow(data, reduction)
-    _silence()
+    silence()
     try:
         pixels = cv2.imdecode(np.frombuffer(plain, np.uint8), REDUCED_FLAGS[reduction])
     except cv2.error:  # of an empty file, or more pixels than OpenCV's limit
@@ -281,9 +270,9 @@ class _LazyImage:
     """An image whose size is known before it is decoded, so that a resolution can be chosen."""
 
     def __init__(self, image: bytes | Pixels) -> None:
-        self._jpeg = image if isinstance(image, bytes) and _is_jpeg(image) else None
+        self._jpeg = image if isinstance(image, bytes) and is_jpeg(image) else None
         if self._jpeg is not None:
-            self.height, self.width = _jpeg_size(self._jpeg)
+            self.height, self.width = upright_size(self._jpeg)
         else:
             self._pixels = decode(image) if isinstance(image, bytes) else image
             self.height, self.width = self._pixels.shape[:2]
@@ -313,7 +302,7 @@ class _LazyImage:
             BASELINE_FRAME + struct.pack(">HH", height, self.width)
             for height in (self.height, min(self.height, bottom + ROWS_BELOW))
         )
-        if short != whole and whole in self._jpeg and _is_plain_jpeg(self._jpeg):
+        if short != whole and whole in self._jpeg and is_plain_jpeg(self._jpeg):
             jpeg = self._jpeg.replace(whole, short, 1)
             # Not strict: the data after these rows would be an error.
             with contextlib.suppress(ValueError):
@@ -327,18 +316,11 @@ def decode_grey(data: bytes) -> UInt8[np.ndarray, "_height _width"]:
     Raises:
       UnreadableImageError: as for `decode`.
     """
-    _size(data)
-    if _is_plain_jpeg(data):
+    check_size(data)
+    if is_plain_jpeg(data):
         with contextlib.suppress(ValueError):
             return simplejpeg.decode_jpeg(data, "GRAY")[..., 0]
     return cv2.cvtColor(decode(data), cv2.COLOR_RGB2GRAY)
-
-
-@functools.cache
-def _silence() -> None:
-    """OpenCV would print why it rejects a file, and Pillow its own limit; here an error says it."""
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    warnings.filterwarnings("ignore", module=r"PIL\b")
 
 
 def _plain_png(data: bytes) -> bytes | None:
@@ -361,72 +343,8 @@ def _plain_png(data: bytes) -> bytes | None:
     return b"".join(kept) if ended else None
 
 
-def _is_jpeg(data: bytes) -> bool:
-    return data.startswith(JPEG_START)
-
-
-def _is_plain_jpeg(data: bytes) -> bool:
-    """Whether the image is a JPEG that seems whole and has no EXIF orientation."""
-    return _is_jpeg(data) and data.endswith(JPEG_END) and data.find(EXIF, 0, EXIF_WITHIN) < 0
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """Upright height and width, from the header alone.
-
-    Raises:
-      UnreadableImageError: as `_size`.
-    """
-    height, width = _size(data)
-    if _is_plain_jpeg(data):
-        return height, width
-    with _open(data) as image:
-        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-    return (width, height) if orientation >= FIRST_TRANSPOSED_ORIENTATION else (height, width)
-
-
-def _size(data: bytes) -> tuple[int, int]:
-    """Height and width as they are stored, from the header alone.
-
-    Raises:
-      UnreadableImageError: the image is of none of `FORMATS`, or too large to be decoded.
-    """
-    form, size = "", None
-    if _is_jpeg(data):
-        with contextlib.suppress(ValueError):
-            *size, colours, _ = simplejpeg.decode_jpeg_header(data)
-            form = "" if colours in ("CMYK", "YCCK") else "JPEG"
-    elif data.startswith(PNG_START) and len(data) >= PNG_SIZE.stop:
-        # By Pillow, a wrong checksum of a colour profile would be an error.
-        size = struct.unpack(">II", data[PNG_SIZE])[::-1]
-    if size is None:
-        with _open(data) as image:
-            form, size = image.format, (image.height, image.width)
-    height, width = size
-    if height * width * BYTES_A_PIXEL.get(form, BYTES_A_PIXEL_OF_OTHERS) > MOST_BYTES:
-        raise UnreadableImageError(
-            f"{width}×{height} pixels, which is too large: decoding it would take more than "
-            f"{MOST_BYTES // 10**9} GB of memory"
-        )
-    return height, width
-
-
-@contextlib.contextmanager
-def _open(data: bytes) -> Iterator[Image.Image]:
-    """Opens an image with Pillow; what fails then is an UnreadableImageError."""
-    _silence()
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            yield image
-    except UnreadableImageError:
-        raise
-    except UnidentifiedImageError as error:  # its text holds an address in memory
-        raise UnreadableImageError("not a readable image (of no known format)") from error
-    except Exception as error:  # Pillow's parsers raise nearly anything on broken bytes
-        raise UnreadableImageError(f"not a readable image ({error})") from error
-
-
 def _decode_with_pillow(data: bytes, reduction: int) -> Pixels:
-    with _open(data) as image:
+    with open_image(data) as image:
         if image.mode not in PILLOW_8_BIT_MODES:
             raise UnreadableImageError(f"pixels of Pillow's type {image.mode!r} are not supported")
         if reduction > 1:

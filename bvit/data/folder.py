@@ -50,7 +50,9 @@ class FolderSource:
         """
         if split not in ("train", "test", "all"):
             raise ValueError(f"folder has the splits train, test and all: got {split!r}.")
-        divided, split = split != "all", "test" if split == "all" else split
+        divided = split != "all"
+        if not divided:
+            split = "test"
         root = os.path.abspath(dir)
         if not os.path.isdir(root):
             raise ValueError(f"data.dir must be a folder of images: there is no folder {root!r}.")

@@ -1,8 +1,6 @@
 """Image files that a user names, by paths, folders and patterns; read ahead of their use."""
 
-import contextlib
 import dataclasses
-import functools
 import glob
 import itertools
 import os
@@ -20,8 +18,8 @@ from bvit.data.video import is_video, read_frames
 from bvit.outputs import is_drawing
 
 STDIN = "-"
-# What phones write. Pillow or OpenCV reads AVIF, the package pillow-heif HEIC; listed in any case,
-# so that they are not passed over without a word.
+# What phones write. AVIF and HEIC are listed even where they can't be read, so that they are
+# reported.
 HEIC = (b".heic", b".heif")
 NEEDS_HEIF = "not readable; for HEIC, pip install pillow-heif"
 LISTED = (*EXTENSIONS, b".avif", *HEIC)
@@ -76,15 +74,6 @@ def _below(folder: str) -> list[Path]:
     return found
 
 
-@functools.cache
-def _read_heic() -> None:
-    """Teaches Pillow to read HEIC, where the package for it is installed."""
-    with contextlib.suppress(ImportError):
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
-
-
 @dataclasses.dataclass(frozen=True)
 class Photograph:
     """What is used of an image file, or of a frame of a video.
@@ -124,8 +113,6 @@ def read_ahead(
 
     def of_file(name: str) -> Found:
         is_heic = os.fsencode(name.lower()).endswith(HEIC)
-        if is_heic:
-            _read_heic()
         try:
             data = Path(name).read_bytes()
             if preprocess.interpolation == "bicubic":  # from all of its pixels

@@ -19,8 +19,8 @@ import numpy as np
 from absl import flags, logging
 
 from bvit import interrupt
-from bvit.data.decode import Pixels, UnreadableImageError, center_crop, random_resized_crop
-from bvit.data.preprocessing import RESIZE_RATIO
+from bvit.data.decode import Pixels, UnreadableImageError, random_resized_crop
+from bvit.data.preprocessing import RESIZE_RATIO, Preprocessing
 from bvit.data.sources import Source
 
 Batch = dict[str, np.ndarray]
@@ -148,7 +148,8 @@ def eval_batches(
             f"got {short_side}."
         )
     padded = -(-len(source) // batch_size) * batch_size
-    example = _EvalExample(source, image_size, short_side, interpolation, on_error == "skip")
+    preprocess = Preprocessing(image_size, short_side, interpolation)
+    example = _EvalExample(source, preprocess, on_error == "skip")
     examples = grain.MapDataset.range(padded).map(example)
     return Batches(_batch(examples, batch_size, rows), num_workers, num_threads)
 
@@ -249,25 +250,15 @@ class _EvalExample(grain.transforms.Map):
     """Row → example: the central crop of a record, or padding."""
 
     source: Source
-    image_size: int
-    short_side: int
-    interpolation: str
+    preprocess: Preprocessing
     skip: bool
 
     def map(self, row: int) -> Example:
-        def crop(image: bytes | Pixels) -> Pixels:
-            return center_crop(
-                image,
-                size=self.image_size,
-                short_side=self.short_side,
-                interpolation=self.interpolation,
-            )
-
-        nothing = np.zeros((self.image_size, self.image_size, 3), np.uint8)
+        nothing = np.zeros((*[self.preprocess.image_size] * 2, 3), np.uint8)
         if row >= len(self.source):
             return _example(nothing, 0, 0, mask=False)
         try:
-            return _example(*_read(self.source, row, crop), row)
+            return _example(*_read(self.source, row, self.preprocess.crop), row)
         except UnreadableImageError as error:
             if not self.skip:
                 raise

@@ -1,6 +1,6 @@
-"""How images are prepared for a network: what it was trained with, by the names of its weights.
+"""How images are prepared for a network, by the names of its weights or by timm's config.json.
 
-The decoder and its packages load when an image is prepared: converting weights does without.
+The decoder and its packages load when an image is prepared: converting weights needs neither.
 """
 
 import dataclasses
@@ -79,14 +79,15 @@ class Preprocessing:
 def _read(image: str | Path | bytes | Pixels) -> bytes | Pixels:
     if isinstance(image, str | Path):
         return Path(image).read_bytes()
-    if not isinstance(image, bytes) and (
-        image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3
-    ):
+    if isinstance(image, bytes):
+        return image
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
         raise ValueError(
-            f"an image must be uint8 RGB, [h, w, 3]: got {image.dtype} {image.shape}; give its "
+            f"an image must be uint8 RGB, [h, w, 3]: got {pixels.dtype} {pixels.shape}; give its "
             "path or the bytes of its file, or convert it with np.asarray(image.convert('RGB'))."
         )
-    return image
+    return pixels
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,11 +8,11 @@ from bvit.data.sources import Source
 
 
 class Relabelled:
-    """A source with a model's classes in the place of its own, which are among them.
+    """A source whose labels are a model's: each of its classes is one that the model knows.
 
     Attributes:
       class_names: the model's.
-      num_classes: how many they are.
+      num_classes: how many there are.
     """
 
     def __init__(self, source: Source, class_names: Sequence[str]) -> None:

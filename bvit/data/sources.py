@@ -9,7 +9,7 @@ from bvit.data.tfds import TfdsSource
 
 # Names of the splits of the photographs, which have no parts.
 WHOLE_SPLITS = ("", "train", "val", "validation", "test")
-# Of a folder, everything that is no training data.
+# In place of a folder's name: all images that are not for training.
 ALL = "all"
 # The splits of a tfds set. If it has both test splits, the labels of "test" are mostly secret.
 TFDS_SPLITS = {"train": ("train",), "test": ("validation", "test")}
@@ -74,13 +74,15 @@ def open_source(
             "is, or use a tfds set."
         )
     if exclude and name != "folder":
-        raise ValueError(f"data.exclude={exclude!r} leaves files of a folder out: {name} is none.")
+        raise ValueError(
+            f"data.exclude is for data.name=folder: got {exclude!r} with {name}; leave it out."
+        )
     if name == "photos":
         return Photos(split, image_size=image_size, seed=seed)
     if name == "folder":
         if dir is None:
             raise ValueError("folder needs data.dir, the folder that the class folders are in.")
-        if split_name == ALL:
+        if split == "test" and split_name == ALL:
             return FolderSource(ALL, dir=dir, exclude=exclude)
         return FolderSource(split, dir=dir, name=split_name, exclude=exclude)
     return TfdsSource(name, split_name or TFDS_SPLITS[split], dir=dir)

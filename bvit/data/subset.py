@@ -45,7 +45,7 @@ def hold_out(source: Source, share: float) -> tuple[Subset, Subset]:
 
     Args:
       source: of `bvit.data.open_source`.
-      share: how much is held out, above 0 and below 1, and about so much of each class.
+      share: of the records that is held out, in (0, 1); about the same of each class.
 
     Returns:
       (the rest, what is held out), both in the order of the source.

@@ -12,7 +12,7 @@ from bvit.data.decode import Pixels, UnreadableImageError
 
 EXTENSIONS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 DEVICE = "/dev/video"
-# Of a video that does not say how many frames it shows in a second.
+# Frames per second of a video that does not state them.
 DEFAULT_RATE = 25.0
 # A format that OpenCV's own FFmpeg writes everywhere.
 CODEC = "mp4v"
@@ -44,7 +44,7 @@ def read_frames(name: str) -> Iterator[Pixels]:
 
 
 def frame_rate(name: str) -> float:
-    """Frames that a video shows in a second."""
+    """Frames per second of a video."""
     with _opened(name) as capture:
         return capture.get(cv2.CAP_PROP_FPS) or DEFAULT_RATE
 
@@ -62,26 +62,31 @@ def _opened(name: str) -> Iterator[cv2.VideoCapture]:
 
 
 class VideoFile:
-    """Writes frames into a video file, which begins with the first."""
+    """A video file that is written frame by frame."""
 
     def __init__(self, path: Path, rate: float) -> None:
         """Names the file, which ends in .mp4; writes nothing yet.
 
         Args:
           path: of the file.
-          rate: frames in a second.
+          rate: frames per second.
         """
         self._path, self._rate = path, rate
         self._writer: cv2.VideoWriter | None = None
 
     def write(self, frame: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Adds a frame, RGB, of the size of the first."""
+        """Adds a frame, RGB. One larger than the first is cut, one smaller gets black edges."""
         if self._writer is None:
+            self._shape = frame.shape
             height, width = frame.shape[:2]
             code = cv2.VideoWriter.fourcc(*CODEC)
             self._writer = cv2.VideoWriter(str(self._path), code, self._rate, (width, height))
             if not self._writer.isOpened():
                 raise OSError(f"OpenCV can't write {self._path}: choose another place.")
+        if frame.shape != self._shape:  # OpenCV would leave it out
+            part = frame[: self._shape[0], : self._shape[1]]
+            frame = np.zeros(self._shape, np.uint8)
+            frame[: part.shape[0], : part.shape[1]] = part
         self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import dm_pix
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,8 +31,6 @@ def _affine(
     matrix: Callable[[Array], list[list[Array | float]]], strength: Array, x: Array
 ) -> Array:
     """Moves the pixels about the middle of the image; what comes from outside is black."""
-    import dm_pix  # here, since nothing else needs it
-
     linear, shift = jnp.split(jnp.array(matrix(strength), x.dtype), [2], axis=1)
     size = jnp.array(x.shape[:2], x.dtype)
     middle = (size - 1) / 2
@@ -50,30 +49,12 @@ def _turned(strength: Array) -> list[list[Array | float]]:
 def _stretched(strength: Array, x: Array) -> Array:
     del strength
     low, high = x.min((0, 1)), x.max((0, 1))
-    return (x - low) / jnp.where(high > low, high - low, 1.0) - jnp.where(high > low, 0.0, -low)
+    return jnp.where(high > low, (x - low) / jnp.where(high > low, high - low, 1.0), x)
 
 
 def _posterized(strength: Array, x: Array) -> Array:
     step = 2.0 ** jnp.round(BITS * jnp.abs(strength))
     return jnp.floor(x * 255 / step) * step / 255
-
-
-def _solarized(strength: Array, x: Array) -> Array:
-    import dm_pix
-
-    return dm_pix.solarize(x, 1 - jnp.abs(strength))
-
-
-def _contrasted(strength: Array, x: Array) -> Array:
-    import dm_pix
-
-    return dm_pix.adjust_contrast(x, 1 + FACTOR * strength)
-
-
-def _saturated(strength: Array, x: Array) -> Array:
-    import dm_pix
-
-    return dm_pix.adjust_saturation(x, 1 + FACTOR * strength)
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -84,10 +65,10 @@ OPERATIONS: dict[str, Operation] = {
     "translate_y": partial(_affine, lambda s: [[1.0, 0.0, SHIFT * s], [0.0, 1.0, 0.0]]),
     "rotate": partial(_affine, _turned),
     "brightness": lambda s, x: x * (1 + FACTOR * s),
-    "contrast": _contrasted,
-    "color": _saturated,
+    "contrast": lambda s, x: dm_pix.adjust_contrast(x, 1 + FACTOR * s),
+    "color": lambda s, x: dm_pix.adjust_saturation(x, 1 + FACTOR * s),
     "posterize": _posterized,
-    "solarize": _solarized,
+    "solarize": lambda s, x: dm_pix.solarize(x, 1 - jnp.abs(s)),
     "autocontrast": _stretched,
 }
 
@@ -95,7 +76,7 @@ OPERATIONS: dict[str, Operation] = {
 def random_augment(
     key: Keys, image: Float[ArrayLike, "*b h w 3"], *, operations: int = 2, magnitude: float = 0.3
 ) -> Float[Array, "*b h w 3"]:
-    """Changes each image by some of `OPERATIONS`, drawn with replacement and applied in turn.
+    """Changes each image by some of `OPERATIONS`, drawn with replacement, in the order drawn.
 
     Args:
       key: one PRNG key, or one for each image, as in `random_gaussian_blur`.

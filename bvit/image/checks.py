@@ -68,7 +68,7 @@ def gaussian_kernel_size(kernel_size: int | None, sigma: ArrayLike) -> int:
     Warns if a given kernel ends before 2 sigma. A sigma on a device is only read for None.
 
     Raises:
-      ValueError: None with a traced sigma.
+      ValueError: None with a sigma that is traced or not finite.
     """
     if kernel_size is None:
         if isinstance(sigma, jax.core.Tracer):
@@ -76,7 +76,12 @@ def gaussian_kernel_size(kernel_size: int | None, sigma: ArrayLike) -> int:
                 "kernel_size=None chooses the size by sigma, which is traced here: got "
                 f"{short(sigma)}; give a kernel_size of about 6 times the largest sigma."
             )
-        return 2 * math.ceil(3 * np.max(np.asarray(sigma), initial=0)) + 1
+        largest = np.max(np.asarray(sigma), initial=0)
+        if not np.isfinite(largest):
+            raise ValueError(
+                f"kernel_size=None fits sigma, which must be finite: got {short(sigma)}."
+            )
+        return 2 * math.ceil(3 * largest) + 1
     check_odd(kernel_size)
     if not isinstance(sigma, jax.Array) and kernel_size // 2 < 2 * np.max(sigma, initial=0):
         warnings.warn(

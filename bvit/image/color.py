@@ -79,11 +79,11 @@ def _jitter(
 
     def jitter(one: Array, key: Array) -> Array:
         x = one.astype(jnp.promote_types(one.dtype, jnp.float32))
-        change_keys = jax.random.split(key, len(changes))
+        *change_keys, coin_key = jax.random.split(key, len(changes) + 1)
         for strength, change, change_key in zip(strengths, changes, change_keys, strict=True):
             if strength:
                 x = jnp.clip(change(change_key, x), 0, 1)
-        chosen = jax.random.uniform(jax.random.fold_in(key, 0)) < probability
+        chosen = jax.random.uniform(coin_key) < probability
         return jnp.where(chosen, x.astype(one.dtype), one)
 
     return map_images(jitter, image, keys)

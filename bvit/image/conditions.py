@@ -186,7 +186,7 @@ WITH_ARGUMENT: dict[str, Callable[[str], Condition]] = {
     "stored": _stored,
     **{kind: partial(_deblurred, kind=kind) for kind in DEBLURRING},
 }
-# Prefixes before a condition, with its own argument: more have no use.
+# Each prefix of a condition has a colon, and each is parsed by recursion; more have no use.
 MOST_COLONS = 10
 # Prefixes that draw no random numbers themselves.
 DRAWLESS = ("stored", *DEBLURRING)

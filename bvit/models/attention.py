@@ -33,9 +33,9 @@ def attend(
     """softmax(query·key / √head_dim + bias) · value, for each head; the softmax is in float32.
 
     Args:
-      query: what asks.
-      key: what is asked.
-      value: what is mixed.
+      query: of the tokens that attend.
+      key: of the tokens that are attended to.
+      value: of the same tokens; what is averaged.
       mask: False for keys that are padding, which get no weight.
       bias: finite; added to the logits of each key.
       implementation: "plain": XLA's. "cudnn": cuDNN's fused kernel, for half precision on NVIDIA

@@ -21,7 +21,7 @@ truncated_normal = nn.initializers.truncated_normal(INIT_STDDEV)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; returns its weights, unfused, if it is to keep them."""
+    """Multi-head self-attention; unfused where its weights are to be kept."""
 
     num_heads: int
     dtype: DTypeLike
@@ -43,7 +43,7 @@ class Attention(nn.Module):
           bias: added to the logits of attending to each token.
 
         Returns:
-          The mixed tokens, and what the policy may want to know of how.
+          The mixed tokens; and the keys and, if kept, the weights, for the policy.
         """
         width = x.shape[-1]
         # The axes 3 (query, key, value) × heads × head_dim stay apart in the kernel, so that heads

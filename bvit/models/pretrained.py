@@ -35,7 +35,7 @@ OPTIONAL: dict[type[nn.Module], tuple[str, ...]] = {
 # The CNNs' variables do not depend on the size of their images.
 CNN_IMAGE_SIZE = 224
 
-# What some published ViTs have and bvit's have not, by a part of the published names.
+# What bvit's ViTs lack, by a part of the names that published weights give it.
 UNSUPPORTED = {
     "reg_token": "register tokens",
     ".gamma": "LayerScale",

@@ -95,7 +95,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
     try:
         return load_file(path)
-    except Exception as error:  # of types that NumPy lacks, too
+    except Exception as error:  # also for types that NumPy lacks
         raise _broken(path, error) from error
 
 

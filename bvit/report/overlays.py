@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
 
 from bvit.tokens import Keep
@@ -34,22 +34,41 @@ def draw(
       patches that share a token.
     """
     zoom = max(1, -(-MIN_SIDE // image.shape[0]))
-    drawn = _enlarge(image.astype(np.float32), zoom)
+    drawn = image.astype(np.float32).repeat(zoom, axis=0).repeat(zoom, axis=1)
     side = image.shape[0] // where.shape[0] * zoom
-    numbers, counts = np.unique(where, return_counts=True)
-    shared = np.isin(where, numbers[counts > 1]) & (where >= 0)
-    edge = np.zeros(drawn.shape[:2], bool)
-    for axis in (0, 1):
-        number, many = _enlarge(where, side), _enlarge(shared, side)
-        differs = (number != np.roll(number, 1, axis)) & (many | np.roll(many, 1, axis))
-        differs[(0,) if axis == 0 else (slice(None), 0)] = False  # the border of the image
-        edge |= differs
-    drawn[edge] = LINES
-    rows, columns = np.indices(edge.shape)
-    hidden = _enlarge(where < 0, side)
+    cells = patch_of_pixels(drawn.shape[:2], where.shape)
+    drawn[shared_edges(where, cells)] = LINES
+    rows, columns = np.indices(drawn.shape[:2])
+    hidden = (where < 0)[cells]
     drawn[hidden] *= DIMMED
     drawn[hidden & ((rows % side == 0) | (columns % side == 0))] = FRAME
     return drawn
+
+
+def patch_of_pixels(shape: tuple[int, ...], grid: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The row and the column of the patch that each pixel lies in, to index a grid with."""
+    rows, columns = (
+        np.arange(size) * count // size for size, count in zip(shape, grid, strict=True)
+    )
+    return rows[:, None], columns[None]
+
+
+def shared_edges(
+    where: Int[np.ndarray, "hp wp"], cells: tuple[np.ndarray, np.ndarray]
+) -> Bool[np.ndarray, "h w"]:
+    """The pixels along patches of which one shares its token with another.
+
+    Args:
+      where: as for `draw`.
+      cells: of `patch_of_pixels`.
+    """
+    numbers, counts = np.unique(where, return_counts=True)
+    shared = np.isin(where, numbers[counts > 1]) & (where >= 0)
+    number, many = where[cells], shared[cells]
+    edge = np.zeros(number.shape, bool)
+    edge[1:] |= (number[1:] != number[:-1]) & (many[1:] | many[:-1])
+    edge[:, 1:] |= (number[:, 1:] != number[:, :-1]) & (many[:, 1:] | many[:, :-1])
+    return edge
 
 
 def sheet(
@@ -87,7 +106,3 @@ def sheet(
 
 def _short(label: str) -> str:
     return label if len(label) <= MOST_LETTERS else label[: MOST_LETTERS - 1] + "…"
-
-
-def _enlarge(array: np.ndarray, times: int) -> np.ndarray:
-    return array.repeat(times, axis=0).repeat(times, axis=1)

@@ -1,4 +1,4 @@
-"""What a model computed of a photograph, drawn over it at its own size, with a legend."""
+"""Draws over a photograph, at its full size, what a model computed and found, with a legend."""
 
 import contextlib
 import functools
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import cv2
 import matplotlib
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from PIL import Image, ImageDraw, ImageFont
 
 from bvit.data.decode import Pixels, decode
@@ -17,9 +17,8 @@ from bvit.data.listing import Photograph
 from bvit.data.preprocessing import Preprocessing
 from bvit.data.video import VideoFile, frame_rate
 from bvit.outputs import OVERLAY, Drawings
+from bvit.report.overlays import DIMMED, patch_of_pixels, shared_edges
 
-# Patches that no token shows are darkened to this share.
-DIMMED = 0.3
 DARK, SHARED, SEEN = (77, 77, 77), (26, 204, 230), (255, 255, 255)
 LEGEND = {
     DARK: "dark: no token, not computed",
@@ -38,14 +37,14 @@ Color = tuple[int, int, int]
 
 
 class Words(NamedTuple):
-    """A piece of the text, that stays on one line; a colour makes it a row of the legend."""
+    """A piece of text that is not broken over lines; with a color, an entry of the legend."""
 
     text: str
     color: Color | None = None
 
 
 class Overlays:
-    """Writes photographs and videos into a folder, with what a model found and computed of them."""
+    """Writes photographs and videos into a folder, with what a model computed and found on them."""
 
     def __init__(self, folder: Path, names: Iterable[str], preprocess: Preprocessing) -> None:
         """Makes the folder, if there is none.
@@ -102,7 +101,7 @@ def _text(row: Mapping[str, Any], patches: int) -> list[str]:
 def annotate(
     pixels: Pixels, where: Int[np.ndarray, "rows columns"], box: Box, text: Sequence[str]
 ) -> Pixels:
-    """Draws which patches share a token, and which none shows; and writes what was found.
+    """Draws which patches share a token and which no token shows, and writes what was found.
 
     Args:
       pixels: the photograph, uint8.
@@ -111,17 +110,17 @@ def annotate(
       text: what is written on it, each on one line or on a part of one.
 
     Returns:
-      The photograph, of the same size; one that is too small for the text is longer, by the text.
+      The photograph at its size; where that is too small for the text, with a strip below for it.
     """
     drawn = pixels.copy()
     height, width = pixels.shape[:2]
     line = max(1, round(LINE * min(height, width)))
     top, left, bottom, right = _whole(box, height, width)
     part = drawn[top:bottom, left:right]
-    cells = _cells(part.shape[:2], where.shape)
+    cells = patch_of_pixels(part.shape[:2], where.shape)
     hidden = (where < 0)[cells]
     part[hidden] = (DIMMED * part[hidden]).astype(np.uint8)
-    edge = _edges(where, cells)
+    edge = shared_edges(where, cells)
     part[cv2.dilate(edge.astype(np.uint8), np.ones((line, line), np.uint8)) > 0] = SHARED
     shown = [color for color, seen in ((DARK, hidden.any()), (SHARED, edge.any())) if seen]
     if part.shape[:2] != (height, width):
@@ -136,30 +135,6 @@ def _whole(box: Box, height: int, width: int) -> tuple[int, int, int, int]:
     top, left, down, across = box
     bottom, right = min(height, round(top + down)), min(width, round(left + across))
     return max(0, round(top)), max(0, round(left)), bottom, right
-
-
-def _cells(shape: tuple[int, ...], grid: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """The row and the column of the patch that each pixel lies in, to index a grid with."""
-    rows, columns = (
-        np.arange(size) * count // size for size, count in zip(shape, grid, strict=True)
-    )
-    return rows[:, None], columns[None]
-
-
-def _edges(
-    where: Int[np.ndarray, "rows columns"], cells: tuple[np.ndarray, np.ndarray]
-) -> Bool[np.ndarray, "h w"]:
-    """The pixels along patches of which one shares its token with another."""
-    numbers, counts = np.unique(where, return_counts=True)
-    shared = np.isin(where, numbers[counts > 1]) & (where >= 0)
-    number, many = where[cells], shared[cells]
-    edge = np.zeros(number.shape, bool)
-    for inner, before in (
-        ((slice(1, None), slice(None)), (slice(-1), slice(None))),
-        ((slice(None), slice(1, None)), (slice(None), slice(-1))),
-    ):
-        edge[inner] |= (number[inner] != number[before]) & (many[inner] | many[before])
-    return edge
 
 
 def _with_text(pixels: Pixels, words: Sequence[Words]) -> Pixels:

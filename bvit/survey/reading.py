@@ -8,9 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from bvit.data.decode import FORMATS, Pixels, UnreadableImageError, decode
+from bvit.data.decode import Pixels, UnreadableImageError, decode
+from bvit.data.headers import open_image
 
 # Pixels that wait: 24 million are 72 MB, and a dozen images of 2 megapixels. A larger image
 # waits alone.
@@ -59,9 +58,9 @@ def _in_order(paths, pool, then):
 def pixel_count(path: Path) -> int:
     """Pixels of an image, from its header alone; 0 if that can't be read."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with open_image(path) as image:
             return image.width * image.height
-    except Exception:  # Pillow's parsers raise nearly anything; `decode` will say what is wrong
+    except UnreadableImageError:  # `decode` will say what is wrong
         return 0
 
 

@@ -68,10 +68,7 @@ _Joins = tuple[Int[Array, "*n t"], Float[Array, "*n t"]]  # into which token, an
 
 
 def _trees(
-    features: Float[Array, "n t d"],
-    weight: Float[Array, "n t"],
-    linkage: Linkage,
-    joins: int,
+    features: Float[Array, "n t d"], weight: Float[Array, "n t"], linkage: Linkage, joins: int
 ) -> _Joins:
     if linkage not in get_args(Linkage):
         raise ValueError(f"linkage must be one of {', '.join(get_args(Linkage))}: got {linkage!r}.")
@@ -129,15 +126,11 @@ def _joined(
 
 
 def _tree(
-    distance: Float[Array, "t t"],
-    weight: Float[Array, " t"],
-    *,
-    linkage: Linkage,
-    joins: int,
+    distance: Float[Array, "t t"], weight: Float[Array, " t"], *, linkage: Linkage, joins: int
 ) -> _Joins:
     """The joins of one image: into which token each goes, and at what cost (infinite: never).
 
-    At least the cheapest `joins` of the whole tree are there.
+    The cheapest `joins` of the whole tree are among them.
     """
     place = jnp.arange(len(weight), dtype=jnp.int32)
 
@@ -164,8 +157,7 @@ def _tree(
         distance = jnp.where(gone, jnp.inf, distance)
         into, cost = jnp.where(goes, nearest, into), jnp.where(goes, low, cost)
         # Later joins cost no less than the least distance that is left.
-        known = cost <= distance.min()
-        return distance, left, into, cost, jnp.sum(known) < joins
+        return distance, left, into, cost, jnp.sum(cost <= distance.min()) < joins
 
     # All made of the inputs, so that under shard_map they vary over the same axes.
     zero = jnp.zeros_like(weight)

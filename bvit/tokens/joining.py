@@ -76,8 +76,8 @@ def join_clusters(
       count: clusters. Static.
       weight: of each patch token in the mean of its cluster.
       vit: the ViT.
-      keep_norm: stretch the mean to the mean of the norms, for means of vectors of different
-        directions are shorter than these. Static.
+      keep_norm: stretch each mean to the mean norm of its tokens; averaging vectors of different
+        directions makes them shorter. Static.
     """
     own, patches = tokens.x[:, : vit.prefix], tokens.x[:, vit.prefix :]
     member = cluster[:, None] == jnp.arange(count)[:, None]

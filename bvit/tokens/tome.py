@@ -66,16 +66,20 @@ def match(keys: Float[Array, "n t d"], r: int, *, prefix: int) -> Pairs:
     Args:
       keys: what similarity is measured on: the attention's keys, averaged over heads.
       r: pairs to merge, at most half of the patch tokens. Static.
-      prefix: 1 if the first token is a class token, which is never merged away (and, being at an
-        even position, never merged into); 0 if not. Static.
+      prefix: the tokens before those of the patches: they stay, and nothing goes into them. Static.
     """
     keys = jax.lax.stop_gradient(keys).astype(jnp.float32)
     keys = keys / jnp.linalg.norm(keys, axis=-1, keepdims=True)
-    similarity = jnp.einsum("nac,nbc->nab", keys[:, ::2], keys[:, 1::2])
-    goes = best(similarity.max(-1).at[:, :prefix].set(-jnp.inf), r)
+    first_odd, even_prefix = prefix | 1, (prefix + 1) // 2
+    similarity = jnp.einsum("nac,nbc->nab", keys[:, ::2], keys[:, first_odd::2])
+    goes = best(similarity.max(-1).at[:, :even_prefix].set(-jnp.inf), r)
     # Even tokens: those that stay come first, in order.
     even = jnp.argsort(goes, axis=-1, stable=True)
     rest, goes = jnp.split(even, [even.shape[1] - r], axis=1)
     partner = jnp.take_along_axis(similarity.argmax(-1), goes, axis=1)
-    odd = jnp.arange(1, keys.shape[1], 2)
-    return Pairs(2 * rest, jnp.broadcast_to(odd, (len(keys), len(odd))), 2 * goes, partner)
+    own, odd = (
+        jnp.broadcast_to(places, (len(keys), len(places)))
+        for places in (jnp.arange(prefix), jnp.arange(first_odd, keys.shape[1], 2))
+    )
+    rest = jnp.concatenate([own, 2 * rest[:, even_prefix:]], axis=1)
+    return Pairs(rest, odd, 2 * goes, partner)

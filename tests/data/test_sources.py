@@ -30,6 +30,9 @@ def test_photos_are_trained_on_by_size_and_seed():
 def test_folder(folder):
     assert open_source("folder", split="train", dir=folder)[0]["image"] == b"train"
     assert open_source("folder", split="test", dir=folder)[0]["image"] == b"val"
+    assert open_source("folder", split="test", split_name="all", dir=folder)[0]["image"] == b"val"
+    with pytest.raises(ValueError, match="no folder 'all'"):  # which is what testing is on
+        open_source("folder", split="train", split_name="all", dir=folder)
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,8 @@ class TestGaussianBlur:
         np.testing.assert_array_equal(gaussian_blur(SMALL, 0.0, kernel_size=None), SMALL)
         with pytest.raises(ValueError, match="sigma, which is traced here"):
             jax.jit(lambda s: gaussian_blur(SMALL, s, kernel_size=None))(1.0)
+        with pytest.raises(ValueError, match="must be finite: got inf"):
+            gaussian_blur(SMALL, np.inf, kernel_size=None)
 
     @pytest.mark.parametrize(("border", "mode"), [("edge", "nearest"), ("constant", "constant")])
     def test_borders_are_those_of_scipy(self, border, mode):

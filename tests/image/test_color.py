@@ -82,6 +82,12 @@ def test_a_probability_leaves_some_images_exactly_and_changes_the_others_as_befo
     np.testing.assert_allclose(some[changed], always[changed], atol=1e-6)
 
 
+def test_which_images_are_changed_says_nothing_of_the_change():
+    grey = np.full((400, 1, 1, 3), 0.5, np.float32)
+    added = random_color_jitter(KEY, grey, brightness=0.5, probability=0.5)[:, 0, 0, 0] - 0.5
+    assert abs((added > 0).sum() - (added < 0).sum()) < 60  # four standard deviations
+
+
 def test_gradients_are_finite_also_for_grey_and_black():
     images = jnp.concatenate([IMAGES[:1], jnp.full((1, 5, 6, 3), 0.5), jnp.zeros((1, 5, 6, 3))])
     gradient = jax.grad(lambda x: random_color_jitter(KEY, x, **ALL).sum())(images)

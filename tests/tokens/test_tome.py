@@ -15,11 +15,10 @@ def numpy_merge(x, size, metric, r, protected):
     """One image; section 3.2 of the paper, step by step."""
     x, size, metric = (np.asarray(a, np.float64) for a in (x, size, metric))
     metric = metric / np.linalg.norm(metric, axis=-1, keepdims=True)
-    even, odd = list(range(0, len(x), 2)), list(range(1, len(x), 2))
+    even = [a for a in range(0, len(x), 2) if a >= protected]
+    odd = [b for b in range(1, len(x), 2) if b >= protected]
     edges = []
     for a in even:
-        if a < protected:
-            continue
         similarities = [metric[a] @ metric[b] for b in odd]
         edges.append((max(similarities), a, odd[int(np.argmax(similarities))]))
     edges.sort(key=lambda edge: -edge[0])
@@ -28,14 +27,15 @@ def numpy_merge(x, size, metric, r, protected):
     for _, a, b in edges[: min(r, (len(x) - protected) // 2)]:
         groups[b].append(a)
         gone.add(a)
-    kept = [[a] for a in even if a not in gone] + [groups[b] for b in odd]
+    alone = [*range(protected), *(a for a in even if a not in gone)]
+    kept = [[a] for a in alone] + [groups[b] for b in odd]
     return (
         np.stack([(x[g] * size[g, None]).sum(0) / size[g].sum() for g in kept]),
         np.array([size[g].sum() for g in kept]),
     )
 
 
-@pytest.mark.parametrize("protected", [0, 1])
+@pytest.mark.parametrize("protected", [0, 1, 2])
 @pytest.mark.parametrize("tokens", [16, 17])
 @pytest.mark.parametrize("r", [3, 100])
 def test_merge_equals_numpy(protected, tokens, r):
@@ -60,8 +60,7 @@ def test_merge_equals_numpy(protected, tokens, r):
             np.testing.assert_allclose(got.size[i, group + protected], size[i, members].sum())
             assert token + protected in members
     np.testing.assert_allclose(got.size.sum(-1), size.sum(-1))
-    if protected:
-        np.testing.assert_array_equal(got.x[:, 0], arrays[0][:, 0])
+    np.testing.assert_array_equal(got.x[:, :protected], arrays[0][:, :protected])
 
 
 OPTIONS = {"num_classes": 5, "image_size": 16, "patch_size": 4, "width": 12, "num_heads": 3}
