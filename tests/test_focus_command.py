@@ -181,6 +181,6 @@ def test_no_more_waits_than_is_allowed(tmp_path, monkeypatch):
         assert len(list(pictures)) == 5
     assert PIXELS_AHEAD >= 10**7
     monkeypatch.undo()
-    monkeypatch.setattr("bvit.data.decode.MOST_BYTES", 1000)
+    monkeypatch.setattr("bvit.data.headers.MOST_BYTES", 1000)
     with read_pictures(paths[:1], np.mean) as pictures:
         assert isinstance(next(pictures)[1], UnreadableImageError)
