@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 import bvit
 from bvit.data import decode, preprocessing
-from bvit.data.preprocessing import HALF, by_name
+from bvit.data.preprocessing import CLIP, HALF, by_name
 from bvit.image.pixels import IMAGENET_MEAN
 from bvit.published import Published
 
@@ -39,6 +39,13 @@ PUBLISHED = {
     ("resnet152", "resnet152-f82ba261.pth"): ("imagenet", 232, "bilinear"),
     ("resnet50", "timm/resnet50.a1_in1k"): ("imagenet", 235, "bicubic"),
     ("resnet50", "timm/resnet50.a1h_in1k"): ("imagenet", 248, "bicubic"),
+    ("resnet101", "timm/resnet101.a1h_in1k"): ("imagenet", 235, "bicubic"),
+    ("resnet34", "timm/resnet34.ra4_e3600_r224_in1k"): ("half", 248, "bicubic"),
+    ("vit_small_patch14_224", "vit_small_patch14_dinov2.pth"): ("imagenet", 224, "bicubic"),
+    ("vit_base_patch16_224", "clip_224.openai_ft_in1k"): ("clip", 248, "bicubic"),
+    ("vit_large_patch14_224", "patch14_clip_224.openai_ft_in1k"): ("clip", 224, "bicubic"),
+    ("vit_large_patch14_224", "patch14_clip_224.laion2b_ft_in1k"): ("half", 224, "bicubic"),
+    ("vit_base_patch16_224", "vit_base_patch16_siglip_224"): ("half", 248, "bicubic"),
     ("resnet50", "timm/resnet50.gluon_in1k"): ("imagenet", 256, "bicubic"),
     ("vgg16_bn", "timm/vgg16_bn.tv_in1k"): ("imagenet", 256, "bilinear"),
     ("googlenet", "googlenet-1378be20.pth"): ("imagenet", 256, "bilinear"),
@@ -49,7 +56,7 @@ PUBLISHED = {
 def test_each_family_is_prepared_as_its_authors_do(model, file):
     mean, short_side, interpolation = PUBLISHED[model, file]
     found = by_name(model, file, 384 if "384" in model else 224)
-    assert found.mean == {"half": HALF, "imagenet": IMAGENET_MEAN}[mean]
+    assert found.mean == {"half": HALF, "clip": CLIP[0], "imagenet": IMAGENET_MEAN}[mean]
     assert (found.short_side, found.interpolation) == (short_side, interpolation)
 
 

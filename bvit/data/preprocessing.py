@@ -20,6 +20,8 @@ from bvit.image.pixels import IMAGENET_MEAN, IMAGENET_STD
 RESIZE_RATIO = 256 / 224
 
 HALF = (0.5, 0.5, 0.5)
+# Radford et al. 2021, CLIP, as in its code.
+CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 Pixels = UInt8[np.ndarray, "_height _width 3"]
 
@@ -108,8 +110,7 @@ class Recipe:
 
     def at(self, image_size: int) -> Preprocessing:
         """The preparation for a size of the network, rounded as timm rounds."""
-        # Rounded first: 224 / (224 / 232) need not be 232 in floating point.
-        short_side = math.floor(round(image_size / self.crop, 6))
+        short_side = math.floor(image_size / self.crop)
         return Preprocessing(image_size, short_side, self.interpolation, self.mean, self.std)
 
 
@@ -120,15 +121,23 @@ RECIPES: tuple[tuple[str, Recipe], ...] = (
     # timm deit.py; at 384 px it takes the whole side.
     (r"deit\w*_384", Recipe(1.0, "bicubic")),
     (r"deit", Recipe(0.9, "bicubic")),
-    # timm vision_transformer.py: self-supervised by Facebook; AugReg, SAM and the first ViTs.
+    # timm vision_transformer.py: self-supervised by Facebook; CLIP; MIIL; "searching for better
+    # baselines" and others without a class token; AugReg, SAM, SigLIP and the first ViTs.
+    (r"dinov[23]", Recipe(1.0, "bicubic")),
     (r"vit_\w+\.(dino|mae)", Recipe(0.9, "bicubic")),
+    (r"patch14_clip\w+\.laion2b", Recipe(1.0, "bicubic", HALF, HALF)),
+    (r"patch14_clip|clip\w*_(336|384|448)", Recipe(1.0, "bicubic", *CLIP)),
+    (r"clip", Recipe(0.9, "bicubic", *CLIP)),
+    (r"_miil\.", Recipe(0.875, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))),
+    (r"\.(sbb|sw)", Recipe(0.95, "bicubic", HALF, HALF)),
     (r"vit_\w+_384", Recipe(1.0, "bicubic", HALF, HALF)),
     (r"vit_", Recipe(0.9, "bicubic", HALF, HALF)),
     # torchvision resnet.py: IMAGENET1K_V2, by the hashes in the names of its files; timm's tv2.
     (r"tv2_in1k|-(11ad3fa6|cd907fc2|f82ba261)", Recipe(224 / 232, "bilinear")),
     # timm resnet.py: "ResNet strikes back" (a, b, c, d) and the others that timm trained.
-    (r"\.(a\d|b\dk|c\d|d)_in1k", Recipe(0.95, "bicubic")),
-    (r"\.a1h_in1k", Recipe(0.9, "bicubic")),
+    (r"resnet50\.a1h_in1k", Recipe(0.9, "bicubic")),
+    (r"\.(a\dh?|b\dk|c\d|d)_in1k", Recipe(0.95, "bicubic")),
+    (r"\.ra4_e3600", Recipe(0.9, "bicubic", HALF, HALF)),
     (r"\.(am|bt|gluon|ra|ram)_in1k", Recipe(0.875, "bicubic")),
     # torchvision resnet.py, vgg.py, googlenet.py: IMAGENET1K_V1.
     (r"", Recipe(0.875, "bilinear")),
