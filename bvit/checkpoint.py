@@ -24,6 +24,7 @@ from absl import logging
 from jaxtyping import PyTree
 
 from bvit import distributed
+from bvit.config import read_json
 from bvit.outputs import whole
 
 MODEL, TRAINING = "model", "training"
@@ -71,7 +72,10 @@ class Checkpoints:
             item_handlers={
                 item: ocp.PyTreeCheckpointHandler() for item in (MODEL, TRAINING, SINGLE)
             },
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            # Otherwise one checkpoint with damaged metadata keeps all others from being read.
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, create=True, lightweight_initialize=True
+            ),
         )
         self._background = ThreadPoolExecutor(1, "checkpoint")
         self._writing: tuple[int, Future[None]] | None = None
@@ -252,7 +256,9 @@ class Checkpoints:
         """Raises a ValueError if a checkpoint's files are not as they were written."""
         if not self._seal(step).exists():
             return  # the run ended between the checkpoint and its seal; orbax checks it
-        sums = json.loads(self._seal(step).read_text())
+        sums = read_json(self._seal(step))
+        if not isinstance(sums, dict) or not sums:
+            raise ValueError(f"{self._seal(step)} is damaged: it holds no checksums")
         names = [name for name in sums if not name.startswith(unread)]
         changed = [n for n in names if _checksum(self._folder / str(step) / n) != sums[n]]
         if changed:
