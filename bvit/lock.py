@@ -26,6 +26,7 @@ BEAT = 5.0  # seconds
 STALE = 60.0  # seconds
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 EXIT_TAKEN_OVER = 1
+KEYS = {"process", "host", "machine", "token"}  # of a record
 
 
 class RunLock:
@@ -49,7 +50,6 @@ class RunLock:
                 "process": os.getpid(),
                 "host": socket.gethostname(),
                 "machine": _machine(),
-                "inode": os.fstat(self._file).st_ino,
                 "token": secrets.token_hex(8),
             }
             self._write(json.dumps(self._record))
@@ -78,10 +78,8 @@ class RunLock:
         except OSError:  # there are no locks
             shared = False
         found = _read(self._path)
-        if found.get("inode") != os.fstat(self._file).st_ino:
-            return  # nobody's, or copied with the run directory
-        if shared and found.get("machine") == _machine():
-            return  # this kernel would know of a holder
+        if not found or (shared and found["machine"] == _machine()):
+            return  # nobody's, or of a process that this kernel would know of
         os.utime(self._path.parent)  # now, by the clock that stamps the record
         before = self._path.stat().st_mtime
         still = self._path.parent.stat().st_mtime - before
@@ -129,7 +127,7 @@ def _read(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text())
     except (ValueError, FileNotFoundError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and found.keys() >= KEYS else {}
 
 
 def _holder(record: dict[str, Any]) -> str:

@@ -79,11 +79,17 @@ def test_a_live_run_on_another_machine_is_noticed_by_its_heartbeat(path, two_mac
     RunLock(path).release()
 
 
-def test_a_run_that_died_on_another_machine_is_waited_for(path, two_machines, monkeypatch):
+@pytest.fixture
+def waits(monkeypatch):
+    """The seconds of each wait."""
+    found, sleep = [], time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(found.append(seconds) or seconds))
+    return found
+
+
+def test_a_run_that_died_on_another_machine_is_waited_for(path, two_machines, waits):
     crash(path)
     two_machines("b")
-    waits, sleep = [], time.sleep
-    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(waits.append(seconds) or seconds))
     RunLock(path).release()
     assert waits
     crash(path)
@@ -113,19 +119,24 @@ def test_without_any_locks_a_machine_still_notices_its_own_runs(path, two_machin
     held.release()
 
 
-@pytest.mark.parametrize("record", ["", "process 3 on node7", "[]", "{"])
+@pytest.mark.parametrize("record", ["", "process 3 on node7", "[]", "{", "{}", '{"process": 3}'])
 def test_a_file_of_an_older_bvit_or_a_damaged_one_locks_nobody_out(path, two_machines, record):
     path.write_text(record)
     RunLock(path).release()
 
 
-def test_a_copy_of_a_run_directory_is_free(path, two_machines, tmp_path, monkeypatch):
-    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("nothing to wait for"))
+def test_a_copy_of_a_run_directory_is_free(path, two_machines, tmp_path, waits):
+    """On another machine after a wait: there, nothing sets it apart from the original."""
     held = RunLock(path)
-    (tmp_path / "copy").mkdir()
-    (tmp_path / "copy" / ".lock").write_bytes(path.read_bytes())
+    copy = tmp_path / "copy" / ".lock"
+    copy.parent.mkdir()
+    copy.write_bytes(path.read_bytes())
+    RunLock(copy).release()
+    assert not waits
+    copy.write_bytes(path.read_bytes())
     two_machines("b")
-    RunLock(tmp_path / "copy" / ".lock").release()
+    RunLock(copy).release()
+    assert waits
     held.release()
 
 
