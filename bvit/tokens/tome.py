@@ -72,7 +72,9 @@ def match(keys: Float[Array, "n t d"], r: int, *, prefix: int) -> Pairs:
     keys = keys / jnp.linalg.norm(keys, axis=-1, keepdims=True)
     first_odd, even_prefix = prefix | 1, (prefix + 1) // 2
     similarity = jnp.einsum("nac,nbc->nab", keys[:, ::2], keys[:, first_odd::2])
-    goes = best(similarity.max(-1).at[:, :even_prefix].set(-jnp.inf), r)
+    proposal = similarity.max(-1)
+    is_prefix = jnp.arange(proposal.shape[1]) < even_prefix
+    goes = best(jnp.where(is_prefix, -jnp.inf, proposal), r)
     # Even tokens: those that stay come first, in order.
     even = jnp.argsort(goes, axis=-1, stable=True)
     rest, goes = jnp.split(even, [even.shape[1] - r], axis=1)
