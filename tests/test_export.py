@@ -7,11 +7,12 @@ import sys
 import jax
 import numpy as np
 import pytest
+import test_examples
 from published import NAME, add_pico, write_weights
 from safetensors.numpy import load_file, save
 from trained import CLASSES, SIZE, run_directory
 
-from bvit import export
+from bvit import export, onnx_program
 from bvit.classify import classify
 from bvit.run import Run
 
@@ -92,6 +93,67 @@ def test_other_logits_than_the_models_are_an_error(exported, tmp_path, monkeypat
     )
     with pytest.raises(export.ExportError, match="does not give the logits"):
         export.export(run, run.policy("keep"), tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.fixture(scope="module")
+def with_onnx(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("with_onnx")
+    export.main([f"--run={run_directory()}", f"--to={folder}", "--onnx"])
+    return folder
+
+
+def test_the_guides_example_runs_the_onnx_program(with_onnx):
+    run = Run(run_directory()).load()
+    mean, std = tuple(run.config.data.mean), tuple(run.config.data.std)
+    (example,) = [b for b in test_examples.blocks(test_examples.GUIDE) if "onnxruntime" in b]
+    pixels = np.random.default_rng(1).random((5, SIZE, SIZE, 3), np.float32)
+    want = classify(run.model, run.variables, pixels, "merge:7", mean=mean, std=std)
+    for n in (1, 5):
+        names = {"pixels": pixels[:n]}
+        exec(example.replace("DIR", str(with_onnx)), names)
+        np.testing.assert_allclose(names["logits"], want[:n], rtol=1e-4, atol=1e-5)
+
+
+def test_a_later_export_leaves_no_stale_onnx_program(with_onnx, tmp_path):
+    folder = shutil.copytree(with_onnx, tmp_path / "model")
+    export.main([f"--run={run_directory()}", f"--to={folder}", "--policy=keep"])
+    assert not (folder / "model.onnx").exists()
+
+
+def test_an_onnx_program_of_others_is_kept(with_onnx, tmp_path, capsys):
+    folder = shutil.copytree(with_onnx, tmp_path / "model")
+    (folder / "model.onnx").write_bytes(b"mine")
+    command = [f"--run={run_directory()}", f"--to={folder}", "--policy=keep"]
+    with pytest.raises(SystemExit, match="2"):
+        export.main([*command, "--onnx"])
+    assert "model.onnx exists" in capsys.readouterr().err
+    export.main(command)
+    assert (folder / "model.onnx").read_bytes() == b"mine"
+
+
+def test_an_onnx_program_with_other_logits_is_an_error(tmp_path, monkeypatch):
+    run = Run(run_directory()).load()
+    convert = onnx_program.convert
+
+    def wrong(function, parameters, shape):
+        return convert(function, {k: 1.1 * v for k, v in parameters.items()}, shape)
+
+    monkeypatch.setattr(onnx_program, "convert", wrong)
+    with pytest.raises(export.ExportError, match="model.onnx does not give the logits"):
+        export.export(run, run.policy("keep"), tmp_path, onnx=True)
+    monkeypatch.setattr(onnx_program, "convert", convert)
+    monkeypatch.delitem(onnx_program.OPERATORS, "dot_general")
+    with pytest.raises(export.ExportError, match="'dot_general'.*Leave out --onnx"):
+        export.export(run, run.policy("keep"), tmp_path, onnx=True)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_missing_package_is_named_before_the_model_is_loaded(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(SystemExit, match="2"):
+        export.main(["--run=nowhere", "--to=x", "--onnx"])
+    assert "pip install onnxruntime" in capsys.readouterr().err
 
 
 def test_a_second_export_replaces_the_first_and_nothing_else(exported, tmp_path, capsys):
