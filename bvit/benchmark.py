@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from bvit import outputs
 from bvit.arguments import EXIT_BAD_INPUT, fail, parse_flags
-from bvit.benchmarks import attention, growth, images, networks, pipelines, tokens, training
+from bvit.benchmarks import attention, growth, images, labels, networks, pipelines, tokens, training
 from bvit.benchmarks.harness import (
     Case,
     Kind,
@@ -34,6 +34,7 @@ ROUNDS = {
     "models": 3,
     "train": 3,
     "data": 5,
+    "predict": 5,
     "growth": 3,
 }
 
@@ -57,6 +58,7 @@ def suites(folder: Path) -> dict[str, Callable[[Kind], Iterator[Case]]]:
         "models": networks.cases,
         "train": training.cases,
         "data": lambda kind: pipelines.cases(folder),
+        "predict": lambda kind: labels.cases(folder / "photographs"),
         "growth": growth.cases,
     }
 

@@ -71,7 +71,13 @@ def _parser() -> Parser:
         "DIR/NAME.overlay.jpg, and over each video, as DIR/NAME.overlay.mp4; only overlays of an "
         "earlier run are replaced",
     )
-    parser.add_argument("--batch_size", type=int, default=32, help="images that run together")
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        default=32,
+        help="images that are read and run together; a CPU runs four of them in a thread for "
+        "each core",
+    )
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders, ...")
     return parser
 

@@ -17,6 +17,7 @@ from bvit.benchmarks import (
     growth,
     harness,
     images,
+    labels,
     pipelines,
     torch_peers,
     training,
@@ -184,6 +185,19 @@ def test_pipelines_give_the_same_crops(tmp_path):
         ours = random_resized_crop(file.read_bytes(), rng, size=32, scale=pipelines.SCALE)
         theirs = pipelines.pillow_crop(file, seed)
         assert np.abs(ours.astype(int) - theirs).mean() < 6  # a box against a triangle
+
+
+def test_each_file_is_labelled(tmp_path, monkeypatch):
+    for name, value in (("SIZE", 32), ("BATCH", 4), ("FILES", 6), ("POLICIES", ("keep",))):
+        monkeypatch.setattr(labels, name, value)
+    begun, begin = [], labels.Predictor.begin
+    monkeypatch.setattr(
+        labels.Predictor, "begin", lambda *given: begun.append(len(given[1])) or begin(*given)
+    )
+    (case,) = labels.cases(tmp_path)
+    assert "keep" in case.name and case.images == 6
+    labels._predictors(sorted(tmp_path.glob("train/*/*.jpg"))[:6]).functions["keep"]()
+    assert begun == [4, 2]
 
 
 def test_pipelines_run(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ On a GPU networks compute in bfloat16, compiled, with fused attention; on a CPU 
 import copy
 import importlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from bvit import models
 from bvit.benchmarks.apart import Peers
-from bvit.benchmarks.harness import Unavailable
+from bvit.benchmarks.harness import Function, Unavailable
 from bvit.training.step import AUX_WEIGHT
 
 CLASSES = 1000
@@ -120,6 +121,39 @@ def pixels(batch: int, size: int, patch_size: int, kernel_size: int, backend: st
         tiles.var(dim=(-2, -1), correction=0)
 
     return _peers(torch, device, {"blur": blur, "variance": variance})
+
+
+def labels(name: str, root: Path, files: int, batch: int, workers: int) -> Function:
+    """timm's labels of image files, which torch's DataLoader reads; on the CPU.
+
+    Args:
+      name: of a network of timm's; its weights are random.
+      root: has a folder of images for each class.
+      files: how many of them are classified.
+      batch: images that run together.
+      workers: processes that read.
+
+    Raises:
+      Unavailable: a library is not there.
+    """
+    torch, timm = load("torch"), load("timm")
+    model = timm.create_model(name, pretrained=False).eval()
+    prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    images = load("torchvision").datasets.ImageFolder(root, prepare)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.Subset(images, range(files)),
+        batch_size=batch,
+        num_workers=workers,
+        multiprocessing_context="forkserver",
+        persistent_workers=True,
+    )
+
+    def label() -> None:
+        with torch.inference_mode():
+            for pixels, _ in loader:
+                model(pixels).softmax(-1).topk(5)
+
+    return label
 
 
 def _loss(torch: ModuleType, output: Any, labels: Any) -> Any:

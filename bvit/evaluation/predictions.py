@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -15,6 +17,10 @@ from bvit.image.focus_measures import FOCUS_MEASURES, own_threshold
 from bvit.image.pixels import to_float
 from bvit.sharding import make_mesh
 from bvit.tokens import Policy
+
+# On a CPU so many images run together, in a thread for each core. The activations of more leave the
+# caches, and the cores would wait for each other after each operation.
+CPU_BATCH = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Predictor:
           score: the focus measure by which a patch counts as blurry.
           threshold: its value from which a patch is sharp; None: the measure's own.
           seed: of a policy that draws.
-          batch_size: images that run together.
+          batch_size: images that run together; on a CPU at most `CPU_BATCH`.
 
         Raises:
           ValueError: the model can't follow the policy.
@@ -69,7 +75,10 @@ class Predictor:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1: got {batch_size}.")
         check(model, policy)
-        self._batch = batch_size
+        on_cpu = jax.default_backend() == "cpu"
+        self._batch = min(batch_size, CPU_BATCH) if on_cpu else batch_size
+        # Elsewhere the second thread prepares a batch while the device computes.
+        self._pool = ThreadPoolExecutor(os.cpu_count() if on_cpu else 2)
         self._tokens = num_tokens(model, policy, image_size)
         classify = make_classify(
             model,
@@ -88,7 +97,11 @@ class Predictor:
             logits = classify(variables, image, index)
             return jax.nn.softmax(logits), blurry.mean(axis=(1, 2))
 
-        self._answer = functools.partial(answer, variables)
+        pixels = jax.ShapeDtypeStruct((self._batch, image_size, image_size, 3), np.uint8)
+        index = jax.ShapeDtypeStruct((self._batch,), np.int32)
+        # Once, and not in each thread.
+        self._compile = functools.cache(lambda: answer.lower(variables, pixels, index).compile())
+        self._variables = variables
         where = make_shown(model, policy, mean=mean, std=std, seed=seed)
         self._shown = functools.partial(where, variables)
 
@@ -101,10 +114,15 @@ class Predictor:
 
         Until it is called, the host can do other work, such as reading the next images.
         """
-        begun = [self._answer(*batch) for batch in self._batches(pixels, first)]
+        compiled = self._compile()
+
+        def answer(batch: tuple[Array, Array]) -> tuple[np.ndarray, np.ndarray]:
+            return jax.device_get(compiled(self._variables, *batch))
+
+        begun = self._pool.map(answer, self._batches(pixels, first))
 
         def answers() -> Predictions:
-            parts = zip(*jax.device_get(begun), strict=True)
+            parts = zip(*begun, strict=True)
             probability, blurry = (np.concatenate(part)[: len(pixels)] for part in parts)
             return Predictions(probability, blurry, np.full(len(pixels), self._tokens))
 
