@@ -48,7 +48,8 @@ def test_a_run_is_evaluated_anew_beside_what_it_has(images, capsys):
     answers = Run(folder).answers
     np.testing.assert_array_equal(answers.ranks["sharp", "drop:5"], label_rank(logits, labels))
 
-    capsys.readouterr()
+    printed = capsys.readouterr().out
+    assert "6 test images" in printed and "training" not in printed
     evaluate.main(arguments)
     assert "This run is finished" in capsys.readouterr().out
 

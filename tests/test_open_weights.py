@@ -102,7 +102,7 @@ def test_timms_config_is_followed(weights):
 
 def test_what_can_not_be_opened_is_an_error_with_a_remedy(weights, tmp_path):
     path = weights("unknown.safetensors")
-    with pytest.raises(ValueError, match="give the model.s name too"):
+    with pytest.raises(ValueError, match="--model=NAME"):
         bvit.pretrained.open(path)
     with pytest.raises(ValueError, match="did you mean deit_pico"):
         bvit.pretrained.open("deit_pico_patch16", path)

@@ -357,8 +357,8 @@ def _motion(pixels, structure, noise):
 
 @functools.cache
 def _compiled_joint_motion():
-    # From jaxlib 0.11.2 on, Fourier transforms that take all of XLA's threads on a CPU wait for each
-    # other for ever. A photograph has a thread here anyway, and its transforms need no more.
+    # Fourier transforms of jaxlib 0.11.2 that fill XLA's threads on a CPU wait for each other for
+    # ever. Each photograph has a thread here anyway, and its transforms need no more.
     options = {"xla_cpu_multi_thread_eigen": False} if jax.default_backend() == "cpu" else None
     return jax.jit(_joint_motion, compiler_options=options)
 
