@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from bvit.survey.annotation import Overlays
 
 TOP = 5
-HEADING = ("file", "label", "confidence", "sigma", "blurry", "tokens", "then")
+HEADING = ("file", "label", "confidence", "sigma", "blurry", "tokens", "next best")
 
 
 def main(arguments: Sequence[str]) -> None:

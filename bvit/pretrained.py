@@ -140,8 +140,8 @@ def _model(name: str, source: str) -> tuple[str, int]:
         name = max(filter(stem.startswith, _known()), key=len, default="")
         if not name:
             raise ValueError(
-                f"{source} has no model in its name: give the model's name too, one of "
-                f"{', '.join(models.MODELS)}."
+                f"the name of {source} does not begin with that of a model: give that too, for a "
+                f"command with --model=NAME. There are {', '.join(models.MODELS)}."
             )
     plain = name.partition(".")[0]  # behind the dot timm has how the weights were trained
     size, base = SIZE.search(plain), SIZE.sub("_224", plain)

@@ -255,6 +255,8 @@ def describe(state: PyTree, mesh: Mesh) -> str:
         split[" and ".join(axes)] += leaf.size * leaf.dtype.itemsize
     parts = [f"{size / 1e6:.1f} MB over {axes}" for axes, size in split.items() if axes]
     held, whole = bytes_per_device(state, shardings) / 1e6, split.total() / 1e6
+    if mesh.size == 1:
+        return f"{whole:.1f} MB"
     return f"{held:.1f} MB of {whole:.1f} MB on each device; split: {', '.join(parts) or 'nothing'}"
 
 

@@ -32,7 +32,10 @@ def test_a_run_is_evaluated_anew_beside_what_it_has(images, capsys):
     before = (run_directory() / "results.json").read_bytes()
     arguments = [f"--run={run_directory()}", f"--data={images}", "--policies=drop:5"]
     arguments += ["--conditions=sharp,gaussian:2", "--batch_size=8"]
+    capsys.readouterr()
     evaluate.main(arguments)
+    printed = capsys.readouterr().out
+    assert "6 test images" in printed and "training" not in printed
     (folder,) = (run_directory() / evaluate.EVALUATIONS).iterdir()
     results = json.loads((folder / "results.json").read_text())
     cells = [(row["condition"], row["policy"], row["n"]) for row in results["rows"]]
@@ -48,7 +51,6 @@ def test_a_run_is_evaluated_anew_beside_what_it_has(images, capsys):
     answers = Run(folder).answers
     np.testing.assert_array_equal(answers.ranks["sharp", "drop:5"], label_rank(logits, labels))
 
-    capsys.readouterr()
     evaluate.main(arguments)
     assert "This run is finished" in capsys.readouterr().out
 

@@ -1,6 +1,8 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 
 import cv2
 import jax.numpy as jnp
@@ -20,6 +22,17 @@ from bvit.survey.reading import PIXELS_AHEAD, read_pictures
 
 SHARP = np.ascontiguousarray(data.astronaut()[:240, :300])
 BLURRED = cv2.GaussianBlur(SHARP, (0, 0), 4)
+# A process of its own, which can be ended if its threads wait for each other.
+AT_ONCE = """
+from concurrent.futures import ThreadPoolExecutor
+import cv2
+from skimage import data
+from bvit.survey.meter import FocusMeter
+
+blurred = cv2.GaussianBlur(data.astronaut(), (0, 0), 4)
+with ThreadPoolExecutor(4) as pool:
+    print(*{found.kind for found in pool.map(FocusMeter(), 6 * [blurred])})
+"""
 
 
 @pytest.fixture
@@ -184,3 +197,10 @@ def test_no_more_waits_than_is_allowed(tmp_path, monkeypatch):
     monkeypatch.setattr("bvit.data.headers.MOST_BYTES", 1000)
     with read_pictures(paths[:1], np.mean) as pictures:
         assert isinstance(next(pictures)[1], UnreadableImageError)
+
+
+def test_threads_that_look_for_motion_do_not_wait_for_each_other():
+    done = subprocess.run(
+        [sys.executable, "-c", AT_ONCE], capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout == "defocus\n", done.stderr

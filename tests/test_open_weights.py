@@ -1,6 +1,7 @@
 """Published weights are known by their names, and prepared for as their authors do."""
 
 import json
+import sys
 from functools import partial
 
 import jax
@@ -102,7 +103,7 @@ def test_timms_config_is_followed(weights):
 
 def test_what_can_not_be_opened_is_an_error_with_a_remedy(weights, tmp_path):
     path = weights("unknown.safetensors")
-    with pytest.raises(ValueError, match="give the model.s name too"):
+    with pytest.raises(ValueError, match="--model=NAME"):
         bvit.pretrained.open(path)
     with pytest.raises(ValueError, match="did you mean deit_pico"):
         bvit.pretrained.open("deit_pico_patch16", path)
@@ -112,3 +113,10 @@ def test_what_can_not_be_opened_is_an_error_with_a_remedy(weights, tmp_path):
     _, _, preprocess = bvit.pretrained.open("deit_pico_patch16_224", path)
     with pytest.raises(ValueError, match="uint8 RGB"):
         preprocess(np.zeros((9, 9, 3)))
+
+
+def test_without_safetensors_the_error_names_the_package(weights, monkeypatch):
+    path = weights("deit_pico_patch16_224.safetensors")
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    with pytest.raises(ImportError, match="pip install safetensors"):
+        bvit.pretrained.open(path)

@@ -11,7 +11,7 @@ from bvit.config import default_config, flatten, to_dict, words
 
 ROOT = Path(__file__).parents[1]
 README_LIMIT = 9000  # bytes: two screens
-WRITTEN = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "launch/README.md")
+WRITTEN = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "launch/README.md")
 PAGES = (*WRITTEN, *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md")))
 LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)

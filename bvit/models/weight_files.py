@@ -91,7 +91,10 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file
+    try:
+        from safetensors.numpy import load_file
+    except ImportError as error:
+        raise ImportError(f"reading {path} needs safetensors: pip install safetensors.") from error
 
     try:
         return load_file(path)

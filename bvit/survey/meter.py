@@ -6,6 +6,7 @@ the cells, so that (but for the borders of images smaller than a tile) the answe
 `focus_map` of the whole image.
 """
 
+import functools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -350,10 +351,18 @@ def _motion(pixels, structure, noise):
     for k, i in enumerate(chosen):
         y, x = corners[i]
         windows[k], counts[k] = pixels[y : y + side, x : x + side], 1.0
-    return jax.tree.map(np.asarray, _joint_motion(windows, counts, np.float32(noise)))
+    found = _compiled_joint_motion()(windows, counts, np.float32(noise))
+    return jax.tree.map(np.asarray, found)
 
 
-@jax.jit
+@functools.cache
+def _compiled_joint_motion():
+    # Fourier transforms of jaxlib 0.11.2 that fill XLA's threads on a CPU wait for each other for
+    # ever. Each photograph has a thread here anyway, and its transforms need no more.
+    options = {"xla_cpu_multi_thread_eigen": False} if jax.default_backend() == "cpu" else None
+    return jax.jit(_joint_motion, compiler_options=options)
+
+
 def _joint_motion(windows, counts, noise):
     each = partial(direction_lengths, noise_variance=noise)
     both = map_images(lambda window: each(grey_levels(to_float(window))), windows)

@@ -22,7 +22,7 @@ def say(text: str) -> None:
 
 
 def introduction(experiment: Experiment, state: TrainState) -> str:
-    """Devices, model, cost of an image, data and length of the training."""
+    """Devices, model, cost of an image, data and, if there is one, length of the training."""
     c, mesh = experiment.config, experiment.mesh
     tokens = {
         policy.label: num_tokens(experiment.model, policy, c.data.image_size)
@@ -37,20 +37,22 @@ def introduction(experiment: Experiment, state: TrainState) -> str:
     counts += [f"{len(valid):,} validation"] if valid else []
     counts += [f"{len(experiment.test_source):,} test"]
     devices, processes = jax.devices(), jax.process_count()
-    return "\n".join(
-        [
-            f"devices     {len(devices)} × {devices[0].device_kind}, mesh {dict(mesh.shape)}"
-            + (f", {processes} processes" if processes > 1 else ""),
-            f"model       {c.model.name}, {state.num_parameters:,} parameters",
-            f"state       {sharding.describe(state, mesh)}",
-            f"an image    {c.data.image_size} px, {forward:.3f} GFLOPs, tokens "
-            + ", ".join(f"{label} {count:.3g}" for label, count in tokens.items()),
-            f"data        {c.data.name}: {', '.join(counts)} images, "
-            f"{experiment.num_classes} classes",
+    lines = [
+        f"devices     {len(devices)} × {devices[0].device_kind}"
+        + (f", mesh {dict(mesh.shape)}" if mesh.size > 1 else "")
+        + (f", {processes} processes" if processes > 1 else ""),
+        f"model       {c.model.name}, {state.num_parameters:,} parameters",
+        f"state       {sharding.describe(state, mesh)}",
+        f"an image    {c.data.image_size} px, {forward:.3f} GFLOPs, tokens "
+        + ", ".join(f"{label} {count:.3g}" for label, count in tokens.items()),
+        f"data        {c.data.name}: {', '.join(counts)} images, {experiment.num_classes} classes",
+    ]
+    if source:
+        lines += [
             f"training    {experiment.total_steps:,} steps of {c.train.batch_size} images, "
-            f"{c.train.condition}",
+            f"{c.train.condition}"
         ]
-    )
+    return "\n".join(lines)
 
 
 def summary(results: dict[str, Any], run: Run) -> str:
