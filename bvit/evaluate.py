@@ -2,7 +2,8 @@
 
 or published weights: python -m bvit.evaluate --weights=FILE --model=NAME --data=DIR. Nothing is
 trained. DIR has a folder of images for each class, or holds such folders in DIR/val; they may be
-some of the classes that the model knows, by their names or, for ImageNet, by WordNet ids.
+some of the classes that the model knows, by their names or, for ImageNet, by WordNet ids. Weights
+with a head of your own don't name its classes: DIR then has as many folders, sorted as for its fit.
 
 Every image is classified under every condition and policy. The table, the answers to each image and
 the figures go into a run directory of their own, beside what the run has: RUN/evaluations/NUMBER,

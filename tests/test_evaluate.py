@@ -75,6 +75,8 @@ def test_classes_are_found_by_their_ids_and_by_their_english_names(tmp_path):
     assert len(found) == 3 and found.class_names == ids
     assert [found[i]["label"] for i in range(3)] == [2, 0, 1]
     assert found.record_name(0) == source.record_name(0)
+    numbered = Relabelled(source, ("0", "1", "2"))
+    assert [numbered[i]["label"] for i in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="1 of the data's .* golden_retriever"):
         Relabelled(source, ids[1:])
 

@@ -20,7 +20,8 @@ class Relabelled:
 
         Args:
           source: its classes have the model's names, or the English ones of ImageNet's WordNet
-            ids, with spaces or with underscores.
+            ids, with spaces or with underscores. Where the model's are only numbered and the source
+            has as many, with names, they are taken in their order.
           class_names: of the model, in the order of its logits.
 
         Raises:
@@ -30,7 +31,11 @@ class Relabelled:
         self.class_names, self.num_classes = tuple(class_names), len(class_names)
         numbers = {readable(name).replace(" ", "_"): i for i, name in enumerate(class_names)}
         numbers |= {name: i for i, name in enumerate(class_names)}
-        plain = [name if name in numbers else name.replace(" ", "_") for name in source.class_names]
+        names = source.class_names
+        numbered = self.class_names == tuple(map(str, range(len(names))))
+        if numbered and not numbers.keys() & set(names):
+            names = self.class_names
+        plain = [name if name in numbers else name.replace(" ", "_") for name in names]
         unknown = [name for name in plain if name not in numbers]
         if unknown:
             raise ValueError(

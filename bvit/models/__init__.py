@@ -62,6 +62,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vit_base_patch32_224": partial(_base, patch_size=32),
     "vit_large_patch16_224": partial(_large, patch_size=16),
     "vit_large_patch32_224": partial(_large, patch_size=32),
+    # DINOv2's (Oquab et al. 2024, arXiv:2304.07193) under timm's names; made for 518 px there.
+    "vit_small_patch14_dinov2": partial(_small, patch_size=14),
+    "vit_base_patch14_dinov2": partial(_base, patch_size=14),
+    "vit_large_patch14_dinov2": partial(_large, patch_size=14),
     # The ViTs of Touvron et al. 2021 under timm's names, so that their weights are known by them.
     "deit_tiny_patch16_224": partial(_tiny, patch_size=16),
     "deit_small_patch16_224": partial(_small, patch_size=16),

@@ -38,13 +38,15 @@ CNN_IMAGE_SIZE = 224
 # What bvit's ViTs lack, by a part of the names that published weights give it.
 UNSUPPORTED = {
     "reg_token": "register tokens",
-    ".gamma": "LayerScale",
     "q_norm": "normalised queries and keys",
     "attn_pool": "pooling by attention",
     "norm_pre": "a norm before the blocks",
     "vit.encoder.": "the names of Hugging Face's transformers (timm has the same weights)",
     "encoder.layers.": "the names of torchvision's ViTs (timm has ViTs too)",
 }
+
+# The dense layers of a ViT's block whose outputs LayerScale multiplies.
+SCALED = {"ls1": "attn/proj", "ls2": "mlp/fc2"}
 
 Published = dict[str, tuple[str, np.ndarray]]  # path in bvit to published name, array
 
@@ -112,7 +114,7 @@ def convert(
     published = weight_names.to_paths(arrays)
     _check_floats(published)
     if isinstance(model, VisionTransformer):
-        published = _fitted_to_vit(published, model, wanted)
+        published = _fitted_to_vit(_with_folded_scales(published), model, wanted)
     new_parts = _new_parts(model, published, wanted, replace_head)
     published = {path: v for path, v in published.items() if not _lies_in(path, new_parts)}
     drawn = [path for path in wanted if _lies_in(path, new_parts)]
@@ -168,6 +170,19 @@ def _draw(model: nn.Module, seed: int, paths: list[str]) -> dict[str, np.ndarray
         return {path: variables[path] for path in paths}
 
     return jax.device_get(draw(jax.random.key(seed))) if paths else {}
+
+
+def _with_folded_scales(published: Published) -> Published:
+    """Folds LayerScale (Touvron et al. 2021, arXiv:2103.17239) into the dense layers before it."""
+    folded = dict(published)
+    for scale, layer in SCALED.items():
+        for path, (source, array) in published.items():
+            name = f"{path.partition(f'/{layer}/')[0]}/{scale}/gamma"
+            _, gamma = published.get(name, ("", np.zeros(0)))
+            if gamma.shape == array.shape[-1:]:
+                folded[path] = source, array * gamma
+                folded.pop(name, None)
+    return folded
 
 
 def _fitted_to_vit(

@@ -12,6 +12,7 @@ import numpy as np
 # PyTorch's names for a leaf. A "weight" is a kernel, or a scale where it has one axis.
 TORCH_LEAVES = {
     "bias": "params/{}/bias",
+    "gamma": "params/{}/gamma",
     "running_mean": "batch_stats/{}/mean",
     "running_var": "batch_stats/{}/var",
 }

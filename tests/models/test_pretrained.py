@@ -39,7 +39,7 @@ def _googlenet_state():
     return net.state
 
 
-def _vit_state(class_token=True, distilled=False):
+def _vit_state(class_token=True, distilled=False, scaled=False):
     rng = np.random.default_rng(0)
     norm = "norm" if class_token else "fc_norm"  # timm's, where tokens are averaged
     shapes = {
@@ -66,6 +66,8 @@ def _vit_state(class_token=True, distilled=False):
             "mlp.fc2": (WIDTH, 4 * WIDTH),
         }.items():
             shapes |= {f"blocks.{i}.{name}.weight": shape, f"blocks.{i}.{name}.bias": shape[:1]}
+        if scaled:
+            shapes |= {f"blocks.{i}.{name}.gamma": (WIDTH,) for name in ("ls1", "ls2")}
     return {name: rng.normal(0, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -105,10 +107,12 @@ def _vit(state, image, class_token=True):
         tokens.insert(0, state["cls_token"][0, 0])
     x = np.stack(tokens) + state["pos_embed"][0]
     for i in range(DEPTH):
-        x = x + _attention(state, f"blocks.{i}.attn", _layer_norm(state, f"blocks.{i}.norm1", x))
+        scales = [state.get(f"blocks.{i}.{name}.gamma", 1) for name in ("ls1", "ls2")]
+        mixed = _attention(state, f"blocks.{i}.attn", _layer_norm(state, f"blocks.{i}.norm1", x))
+        x = x + scales[0] * mixed
         hidden = _dense(state, f"blocks.{i}.mlp.fc1", _layer_norm(state, f"blocks.{i}.norm2", x))
         hidden = hidden * (1 + erf(hidden / np.sqrt(2))) / 2
-        x = x + _dense(state, f"blocks.{i}.mlp.fc2", hidden)
+        x = x + scales[1] * _dense(state, f"blocks.{i}.mlp.fc2", hidden)
     if "dist_token" in state:
         first, second = _layer_norm(state, "norm", x[:2])
         return (_dense(state, "head", first) + _dense(state, "head_dist", second)) / 2
@@ -118,10 +122,13 @@ def _vit(state, image, class_token=True):
     return _dense(state, "head", pooled)
 
 
-@pytest.mark.parametrize(("pool", "distilled"), [("cls", False), ("mean", False), ("cls", True)])
-def test_a_vits_names_in_logits_out(pool, distilled):
+@pytest.mark.parametrize(
+    ("pool", "distilled", "scaled"),
+    [("cls", False, True), ("mean", False, False), ("cls", True, False)],
+)
+def test_a_vits_names_in_logits_out(pool, distilled, scaled):
     class_token, options = pool == "cls", VIT | {"pool": pool, "distilled": distilled}
-    state = _vit_state(class_token, distilled)
+    state = _vit_state(class_token, distilled, scaled)
     images = np.random.default_rng(1).normal(size=(2, 16, 16, 3)).astype(np.float32)
     variables = pretrained.convert(VIT_NAME, state, **options)
     logits = models.create(VIT_NAME, **options).apply(variables, images, train=False)
@@ -240,9 +247,9 @@ def test_another_models_weights_are_refused():
 def test_what_is_not_supported_has_a_name():
     state = _vit_state() | {
         "reg_token": np.ones((1, 4, WIDTH)),
-        "blocks.0.ls1.gamma": np.ones(WIDTH),
+        "blocks.0.attn.q_norm.weight": np.ones(WIDTH // HEADS),
     }
-    with pytest.raises(ValueError, match="register tokens.*\n.*LayerScale.*\n2 arrays"):
+    with pytest.raises(ValueError, match="register tokens.*\n.*normalised queries.*\n2 arrays"):
         pretrained.convert(VIT_NAME, state, **VIT)
 
 
