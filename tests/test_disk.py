@@ -40,7 +40,7 @@ def disk(tmp_path):
         subprocess.run(["umount", folder], check=True)
 
 
-@pytest.mark.parametrize("size", ["40k", "400k"])
+@pytest.mark.parametrize("size", ["40k", pytest.param("400k", marks=pytest.mark.slow)])
 def test_a_full_disk_is_one_line_and_its_checkpoints_serve_again(disk, tmp_path, size):
     folder = disk(f"size={size}")
 

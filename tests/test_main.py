@@ -179,6 +179,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(finished, killed, run, tmp_pat
     assert accuracies(workdir) == accuracies(finished[0])
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_eight_devices(finished, killed, run, tmp_path):
     workdir = shutil.copytree(killed, tmp_path / "eight")
     code, out, err = run(workdir, devices=8, **{"mesh.fsdp": 2, "mesh.tensor": 2})
@@ -287,6 +288,7 @@ def test_a_newest_checkpoint_that_is_damaged_is_skipped(finished, run, tmp_path)
     assert accuracies(workdir) == accuracies(finished[0])
 
 
+@pytest.mark.slow
 def test_evaluation_does_not_depend_on_the_batch_size(finished, run, tmp_path):
     code, _, err = run(tmp_path / "seven", **{"eval.batch_size": 7})
     assert code == 0, err

@@ -41,7 +41,14 @@ def check(function, parameters, pixels, tolerance=1e-5):
         np.testing.assert_allclose(got, want[:count], rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", sorted(set(POLICIES) - {"random"}))
+@pytest.mark.parametrize(
+    "name",
+    # Those that take longest to trace are slow; `cluster` has most of their primitives.
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ("tome", "pitome", "atc", "evit")))
+        for name in sorted(set(POLICIES) - {"random"})
+    ],
+)
 def test_a_vit_under_each_policy(name):
     policy = name if name == "keep" else f"{name}:0.6"
     shapes = jax.eval_shape(VIT.init, jax.random.key(0), images(1))

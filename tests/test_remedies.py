@@ -62,6 +62,7 @@ def test_a_run_with_an_unreadable_image_goes_on_as_its_error_advises(run, tmp_pa
     assert (tmp_path / "run" / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_diverged_goes_on_as_its_error_advises(run, tmp_path):
     settings = {"optimizer.learning_rate": 1e30, "optimizer.warmup": 0.0}
     code, err = run(**settings)
