@@ -20,6 +20,7 @@ from typing import Any
 
 from absl import logging
 
+from bvit.config import read_json
 from bvit.interrupt import leave
 
 BEAT = 5.0  # seconds
@@ -124,7 +125,7 @@ class RunLock:
 def _read(path: Path) -> dict[str, Any]:
     """The record of a lock file; {} if there is none, or one of an older bvit."""
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
     except (ValueError, FileNotFoundError):
         return {}
     return found if isinstance(found, dict) and found.keys() >= KEYS else {}
