@@ -18,8 +18,8 @@ from bvit.image.pixels import to_float
 from bvit.sharding import make_mesh
 from bvit.tokens import Policy
 
-# On a CPU so many images run together, in a thread for each core. The activations of more leave the
-# caches, and the cores would wait for each other after each operation.
+# So many images run together on a CPU, in a thread for each core. The activations of more images do
+# not fit the caches, and cores that share an operation wait for each other after it.
 CPU_BATCH = 4
 
 
@@ -99,9 +99,10 @@ class Predictor:
 
         pixels = jax.ShapeDtypeStruct((self._batch, image_size, image_size, 3), np.uint8)
         index = jax.ShapeDtypeStruct((self._batch,), np.int32)
-        # Once, and not in each thread.
-        self._compile = functools.cache(lambda: answer.lower(variables, pixels, index).compile())
-        self._variables = variables
+        # Compiled once, and not in each thread.
+        self._program = functools.cache(
+            lambda: functools.partial(answer.lower(variables, pixels, index).compile(), variables)
+        )
         where = make_shown(model, policy, mean=mean, std=std, seed=seed)
         self._shown = functools.partial(where, variables)
 
@@ -114,12 +115,9 @@ class Predictor:
 
         Until it is called, the host can do other work, such as reading the next images.
         """
-        compiled = self._compile()
-
-        def answer(batch: tuple[Array, Array]) -> tuple[np.ndarray, np.ndarray]:
-            return jax.device_get(compiled(self._variables, *batch))
-
-        begun = self._pool.map(answer, self._batches(pixels, first))
+        answer = self._program()
+        batches = self._batches(pixels, first)
+        begun = self._pool.map(lambda batch: jax.device_get(answer(*batch)), batches)
 
         def answers() -> Predictions:
             parts = zip(*begun, strict=True)
