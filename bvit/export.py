@@ -29,9 +29,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax import traverse_util
 from jax import export as jax_export
-from jaxtyping import Array, DTypeLike, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 from safetensors.numpy import load as load_parameters
 from safetensors.numpy import save
 
@@ -40,8 +41,8 @@ from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.classify import classify
 from bvit.data.imagenet import readable
 from bvit.published import add_arguments, add_checkpoint, load
-from bvit.run import Trained
 from bvit.tokens import Policy
+from bvit.trained import Trained
 
 PROGRAM, PARAMETERS, ABOUT = "model.stablehlo", "parameters.safetensors", "about.json"
 ONNX = "model.onnx"
@@ -123,7 +124,9 @@ def export(trained: Trained, policy: Policy, folder: Path, *, onnx: bool = False
     pixels = jax.ShapeDtypeStruct(
         jax_export.symbolic_shape(f"batch, {size}, {size}, 3"), jnp.float32
     )
-    program = jax_export.export(jax.jit(_by_name(trained, policy)), platforms=PLATFORMS)
+    program = jax_export.export(
+        jax.jit(_by_name(trained.model, trained, policy)), platforms=PLATFORMS
+    )
     serialized = bytes(program(parameters, pixels).serialize())
     contents = {PROGRAM: serialized, PARAMETERS: save(parameters)}
     if onnx:
@@ -194,22 +197,21 @@ def _is_ours(path: Path) -> bool:
 
 
 def _logits(
+    model: nn.Module,
     trained: Trained,
     policy: Policy,
     variables: PyTree,
     image: Float[Array, "n h w 3"],
-    **options: DTypeLike,
 ) -> Float[Array, "n classes"]:
-    """Pixels in [0, 1] to logits; options change the model."""
+    """Pixels in [0, 1] to logits."""
     mean, std = trained.preprocess.mean, trained.preprocess.std
-    model = trained.model.clone(**options)
     return classify(model, variables, image, policy, mean=mean, std=std)
 
 
 def _by_name(
-    trained: Trained, policy: Policy, **options: DTypeLike
+    model: nn.Module, trained: Trained, policy: Policy
 ) -> Callable[[dict[str, Array], Array], Array]:
-    """(parameters by name, pixels) → logits, for any number of images; options change the model.
+    """(parameters by name, pixels) → logits, for any number of images.
 
     The models are written for batches of a known size. Mapped over single images, they never see
     the size that is not known; the compiler makes the same program of it.
@@ -217,9 +219,7 @@ def _by_name(
 
     def call(parameters: dict[str, Array], image: Array) -> Array:
         variables = traverse_util.unflatten_dict(parameters, sep="/")
-        return jax.vmap(lambda one: _logits(trained, policy, variables, one[None], **options)[0])(
-            image
-        )
+        return jax.vmap(lambda one: _logits(model, trained, policy, variables, one[None])[0])(image)
 
     return call
 
@@ -227,7 +227,7 @@ def _by_name(
 def _onnx(trained: Trained, policy: Policy, parameters: Mapping[str, np.ndarray]) -> bytes:
     size = trained.preprocess.image_size
     # onnxruntime computes little in half precision on CPUs.
-    function = _by_name(trained, policy, dtype=jnp.float32)
+    function = _by_name(trained.model.clone(dtype=jnp.float32), trained, policy)
     try:
         return onnx_program.convert(function, parameters, (size, size, 3))
     except NotImplementedError as error:
@@ -275,7 +275,9 @@ def _check(trained: Trained, policy: Policy, contents: Mapping[str, bytes]) -> f
     size = trained.preprocess.image_size
     pixels = np.random.default_rng(0).random((TRIED, size, size, 3), np.float32)
     want = np.asarray(
-        jax.jit(functools.partial(_logits, trained, policy))(trained.variables, pixels)
+        jax.jit(functools.partial(_logits, trained.model, trained, policy))(
+            trained.variables, pixels
+        )
     )
     differences = []
     for name in RUNNERS.keys() & contents.keys():

@@ -1,227 +1,13 @@
-"""JAX functions as ONNX programs, for onnxruntime and whatever else reads ONNX.
-
-The function is traced, and each primitive of its jaxpr becomes an operator of ONNX, or a few. Those
-are known that the models and policies are made of. Of `lax.platform_dependent` the default is
-taken.
-
-Operators of ONNX broadcast as NumPy does. So a broadcast is but a reshape to axes of length 1, and
-is carried out where an operator needs all of its input.
-"""
+"""The primitives of JAX that models and policies are made of, as operators of ONNX."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, SupportsIndex
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, SupportsIndex
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import export as jax_export
-from jax.extend.core import Jaxpr, JaxprEqn, Literal
-from jaxtyping import Array
+from jax.extend.core import JaxprEqn
 
-# Supported by onnxruntime since 1.14 (2023).
-OPSET, IR_VERSION = 18, 8
-BATCH = "n"
-INPUT, OUTPUT = "pixels", "logits"
-
-Shape = tuple[int | str, ...]  # text: a length that is not known, at most one
-
-
-class Value(NamedTuple):
-    """An array in the program; axes along which it is yet to be broadcast have length 1."""
-
-    name: str
-    shape: Shape
-
-
-def convert(
-    function: Callable[[dict[str, Array], Array], Array],
-    parameters: Mapping[str, np.ndarray],
-    shape: Sequence[int],
-) -> bytes:
-    """Writes a function as an ONNX program.
-
-    Args:
-      function: (parameters, pixels) → logits, for any number of images.
-      parameters: what it computes with, by the names that they get in the program.
-      shape: of one image.
-
-    Returns:
-      The file, with an input "pixels", float32 [n, *shape], and an output "logits".
-
-    Raises:
-      NotImplementedError: the function has a primitive that is not known here.
-      ImportError: the package onnx is not installed.
-    """
-    from onnx import TensorProto, helper
-
-    sizes = jax_export.symbolic_shape(", ".join(map(str, (BATCH, *shape))))
-    traced = jax.make_jaxpr(function)(dict(parameters), jax.ShapeDtypeStruct(sizes, jnp.float32))
-    program = _Program()
-    # A dictionary's entries are traced in the order of their names.
-    inputs = [program.constant(array, name) for name, array in sorted(parameters.items())]
-    inputs.append(Value(INPUT, (BATCH, *shape)))
-    program.batch = program.add("Shape", Value(INPUT, ()), start=0, end=1)
-    (result,) = program.run(traced.jaxpr, traced.consts, inputs)
-    program.add("Identity", result, output=OUTPUT)
-    graph = helper.make_graph(
-        program.nodes,
-        "bvit",
-        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, (BATCH, *shape))],
-        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, result.shape)],
-        [array for name, array in program.initializers.items() if name in program.read],
-    )
-    opset = helper.make_opsetid("", OPSET)
-    model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
-    return model.SerializeToString()
-
-
-class _Program:
-    """The operators so far, and the arrays that they read."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.initializers: dict[str, Any] = {}
-        self.read: set[str] = set()
-        self.batch = ""  # the array that holds the number of images
-        self._known: dict[Any, Value] = {}
-        self._names = 0
-
-    def name(self) -> str:
-        self._names += 1
-        return f"x{self._names}"
-
-    def add(
-        self, operator: str, *inputs: "Value | str", output: str = "", **attributes: Any
-    ) -> str:
-        """Adds an operator with one output; returns its name."""
-        output = output or self.name()
-        self.add_all(operator, *inputs, outputs=[output], **attributes)
-        return output
-
-    def add_all(
-        self, operator: str, *inputs: "Value | str", outputs: Sequence[str], **attributes: Any
-    ) -> None:
-        """Adds an operator."""
-        from onnx import helper
-
-        names = [one if isinstance(one, str) else one.name for one in inputs]
-        self.read.update(names)
-        self.nodes.append(helper.make_node(operator, names, outputs, **attributes))
-
-    def constant(self, array: Any, name: str = "") -> Value:
-        """An array that is part of the program; equal ones without a name are kept once."""
-        from onnx import numpy_helper
-
-        array = np.asarray(array)
-        key = name or (array.shape, array.dtype, array.tobytes())
-        if key not in self._known:
-            value = self._known[key] = Value(name or self.name(), array.shape)
-            self.initializers[value.name] = numpy_helper.from_array(array, value.name)
-        return self._known[key]
-
-    def integers(self, numbers: Sequence[SupportsIndex]) -> Value:
-        return self.constant(np.array(numbers, np.int64))
-
-    def cast(self, value: Value, dtype: Any) -> Value:
-        from onnx import helper
-
-        kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-        return Value(self.add("Cast", value, to=kind), value.shape)
-
-    def reshape(self, value: Value, shape: Shape) -> Value:
-        if value.shape == shape:
-            return value
-        sizes = [-1 if isinstance(size, str) else size for size in shape]
-        return Value(self.add("Reshape", value, self.integers(sizes)), shape)
-
-    def transpose(self, value: Value, axes: Iterable[SupportsIndex]) -> Value:
-        axes = [int(axis) for axis in axes]
-        if axes == sorted(axes):
-            return value
-        shape = tuple(value.shape[axis] for axis in axes)
-        return Value(self.add("Transpose", value, perm=axes), shape)
-
-    def full(self, value: Value, shape: Shape) -> Value:
-        """Carries out the broadcast of a value."""
-        if value.shape == shape:
-            return value
-        sizes = [1 if have == want else want for have, want in zip(value.shape, shape, strict=True)]
-        pieces = [self.batch if size == BATCH else self.integers([size]) for size in sizes]
-        target = self.add("Concat", *pieces, axis=0)
-        return Value(self.add("Expand", value, target), shape)
-
-    def run(self, jaxpr: Jaxpr, consts: Sequence[Any], inputs: Sequence[Value]) -> list[Value]:
-        """Adds the operators of a jaxpr; returns its outputs, broadcast."""
-        values = dict(zip(jaxpr.invars, inputs, strict=True))
-        values |= zip(jaxpr.constvars, map(self.constant, consts), strict=True)
-
-        def read(variable: Any) -> Value:
-            if isinstance(variable, Literal):
-                return self.constant(np.asarray(variable.val, variable.aval.dtype))
-            return values[variable]
-
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "platform_index":
-                continue
-            if platforms := equation.params.get("branches_platforms"):
-                chosen = equation.params["branches"][platforms.index(None)]
-                results = self.run(chosen.jaxpr, chosen.consts, [*map(read, equation.invars[1:])])
-            else:
-                results = self._apply(equation, [*map(read, equation.invars)])
-            values |= zip(equation.outvars, results, strict=True)
-        return [self.full(read(variable), _shape(variable)) for variable in jaxpr.outvars]
-
-    def _apply(self, equation: JaxprEqn, inputs: list[Value]) -> list[Value]:
-        name, params = equation.primitive.name, equation.params
-        if name in CALLS:
-            called = next(params[key] for key in CALLS[name] if key in params)
-            return self.run(called.jaxpr, called.consts, inputs)
-        if all(0 in variable.aval.shape for variable in equation.outvars):
-            return [self._empty(variable) for variable in equation.outvars]
-        if name in ELEMENTWISE:
-            return [self.elementwise(ELEMENTWISE[name], *inputs)]
-        if name not in OPERATORS:
-            raise NotImplementedError(f"the JAX primitive {name!r} is not among those known")
-        if name not in BROADCASTING:
-            inputs = [
-                self.full(value, _shape(variable))
-                for value, variable in zip(inputs, equation.invars, strict=True)
-            ]
-        results = OPERATORS[name](self, equation, *inputs)
-        return results if isinstance(results, list) else [results]
-
-    def _empty(self, variable: Any) -> Value:
-        shape = tuple(1 if isinstance(size, str) else size for size in _shape(variable))
-        return self.constant(np.zeros(shape, variable.aval.dtype))
-
-    def elementwise(self, operator: str, *inputs: Value, **attributes: Any) -> Value:
-        """Adds an operator that broadcasts its inputs."""
-        rank = max(len(value.shape) for value in inputs)
-        padded = [(1,) * (rank - len(value.shape)) + value.shape for value in inputs]
-        shape = tuple(
-            next((size for size in sizes if size != 1), 1) for sizes in zip(*padded, strict=True)
-        )
-        return Value(self.add(operator, *inputs, **attributes), shape)
-
-
-def _shape(variable: Any) -> Shape:
-    return tuple(
-        str(size) if jax_export.is_symbolic_dim(size) else int(size) for size in variable.aval.shape
-    )
-
-
-def _product(shape: Shape) -> int | str:
-    unknown = [size for size in shape if isinstance(size, str)]
-    known = math.prod(size for size in shape if not isinstance(size, str))
-    return f"{unknown[0]}*{known}" if unknown else known
-
-
-# Primitives that call a function, and the parameters that may hold it.
-CALLS = {
-    name: ("jaxpr", "call_jaxpr", "fun_jaxpr")
-    for name in ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")
-}
+from bvit.onnx_program.program import Operator, Program, Shape, Value, shape_of
 
 ELEMENTWISE = {
     "abs": "Abs",
@@ -255,33 +41,40 @@ ELEMENTWISE = {
     "tanh": "Tanh",
 }
 
-OPERATORS: dict[str, Callable[..., Value | list[Value]]] = {}
-# Those that take inputs which are yet to be broadcast.
-BROADCASTING: set[str] = set()
+OPERATORS: dict[str, Operator] = {}
 
 
 def _operator(*names: str, broadcasts: bool = False) -> Callable:
     def register(function: Callable) -> Callable:
-        OPERATORS.update(dict.fromkeys(names, function))
-        if broadcasts:
-            BROADCASTING.update(names)
+        OPERATORS.update(dict.fromkeys(names, Operator(function, broadcasts)))
         return function
 
     return register
 
 
+@_operator(*ELEMENTWISE, broadcasts=True)
+def _elementwise(program: Program, equation: JaxprEqn, *inputs: Value) -> Value:
+    return program.elementwise(ELEMENTWISE[equation.primitive.name], *inputs)
+
+
+def _product(shape: Shape) -> int | str:
+    unknown = [size for size in shape if isinstance(size, str)]
+    known = math.prod(size for size in shape if not isinstance(size, str))
+    return f"{unknown[0]}*{known}" if unknown else known
+
+
 @_operator("convert_element_type", broadcasts=True)
-def _convert_element_type(program: _Program, equation: JaxprEqn, x: Value) -> Value:
+def _convert_element_type(program: Program, equation: JaxprEqn, x: Value) -> Value:
     return program.cast(x, equation.params["new_dtype"])
 
 
 @_operator("square", broadcasts=True)
-def _square(program: _Program, equation: JaxprEqn, x: Value) -> Value:
+def _square(program: Program, equation: JaxprEqn, x: Value) -> Value:
     return program.elementwise("Mul", x, x)
 
 
 @_operator("integer_pow", broadcasts=True)
-def _integer_pow(program: _Program, equation: JaxprEqn, x: Value) -> Value:
+def _integer_pow(program: Program, equation: JaxprEqn, x: Value) -> Value:
     power = equation.params["y"]
     if power == 2:
         return _square(program, equation, x)
@@ -289,49 +82,49 @@ def _integer_pow(program: _Program, equation: JaxprEqn, x: Value) -> Value:
 
 
 @_operator("rsqrt", broadcasts=True)
-def _rsqrt(program: _Program, equation: JaxprEqn, x: Value) -> Value:
+def _rsqrt(program: Program, equation: JaxprEqn, x: Value) -> Value:
     return program.elementwise("Reciprocal", program.elementwise("Sqrt", x))
 
 
 @_operator("erfc", broadcasts=True)
-def _erfc(program: _Program, equation: JaxprEqn, x: Value) -> Value:
+def _erfc(program: Program, equation: JaxprEqn, x: Value) -> Value:
     one = program.constant(_like(equation, 1))
     return program.elementwise("Sub", one, program.elementwise("Erf", x))
 
 
 @_operator("expm1", broadcasts=True)
-def _expm1(program: _Program, equation: JaxprEqn, x: Value) -> Value:
+def _expm1(program: Program, equation: JaxprEqn, x: Value) -> Value:
     one = program.constant(_like(equation, 1))
     return program.elementwise("Sub", program.elementwise("Exp", x), one)
 
 
 @_operator("ne", broadcasts=True)
-def _ne(program: _Program, equation: JaxprEqn, x: Value, y: Value) -> Value:
+def _ne(program: Program, equation: JaxprEqn, x: Value, y: Value) -> Value:
     return program.elementwise("Not", program.elementwise("Equal", x, y))
 
 
 @_operator("rem", broadcasts=True)
-def _rem(program: _Program, equation: JaxprEqn, x: Value, y: Value) -> Value:
+def _rem(program: Program, equation: JaxprEqn, x: Value, y: Value) -> Value:
     return program.elementwise("Mod", x, y, fmod=1)
 
 
 @_operator("clamp", broadcasts=True)
-def _clamp(program: _Program, equation: JaxprEqn, low: Value, x: Value, high: Value) -> Value:
+def _clamp(program: Program, equation: JaxprEqn, low: Value, x: Value, high: Value) -> Value:
     return program.elementwise("Min", program.elementwise("Max", x, low), high)
 
 
 @_operator("is_finite", broadcasts=True)
-def _is_finite(program: _Program, equation: JaxprEqn, x: Value) -> Value:
+def _is_finite(program: Program, equation: JaxprEqn, x: Value) -> Value:
     bad = (program.elementwise(operator, x) for operator in ("IsInf", "IsNaN"))
     return program.elementwise("Not", program.elementwise("Or", *bad))
 
 
 @_operator("select_n", broadcasts=True)
-def _select(program: _Program, equation: JaxprEqn, which: Value, no: Value, yes: Value) -> Value:
+def _select(program: Program, equation: JaxprEqn, which: Value, no: Value, yes: Value) -> Value:
     return _where(program, which, yes, no, equation.outvars[0].aval.dtype)
 
 
-def _where(program: _Program, which: Value, yes: Value, no: Value, dtype: Any) -> Value:
+def _where(program: Program, which: Value, yes: Value, no: Value, dtype: Any) -> Value:
     if dtype != np.bool_:
         return program.elementwise("Where", which, yes, no)
     # onnxruntime has no Where of booleans.
@@ -341,7 +134,7 @@ def _where(program: _Program, which: Value, yes: Value, no: Value, dtype: Any) -
 
 
 @_operator("broadcast_in_dim", broadcasts=True)
-def _broadcast_in_dim(program: _Program, equation: JaxprEqn, x: Value) -> Value:
+def _broadcast_in_dim(program: Program, equation: JaxprEqn, x: Value) -> Value:
     shape: list[int | str] = [1] * len(equation.params["shape"])
     for axis, size in zip(equation.params["broadcast_dimensions"], x.shape, strict=True):
         shape[axis] = size
@@ -349,23 +142,23 @@ def _broadcast_in_dim(program: _Program, equation: JaxprEqn, x: Value) -> Value:
 
 
 @_operator("transpose", broadcasts=True)
-def _transpose(program: _Program, equation: JaxprEqn, x: Value) -> Value:
+def _transpose(program: Program, equation: JaxprEqn, x: Value) -> Value:
     return program.transpose(x, equation.params["permutation"])
 
 
 @_operator("squeeze", broadcasts=True)
-def _squeeze(program: _Program, equation: JaxprEqn, x: Value) -> Value:
+def _squeeze(program: Program, equation: JaxprEqn, x: Value) -> Value:
     gone = equation.params["dimensions"]
     return program.reshape(x, tuple(size for i, size in enumerate(x.shape) if i not in gone))
 
 
 @_operator("reshape")
-def _reshape(program: _Program, equation: JaxprEqn, x: Value) -> Value:
-    return program.reshape(x, _shape(equation.outvars[0]))
+def _reshape(program: Program, equation: JaxprEqn, x: Value) -> Value:
+    return program.reshape(x, shape_of(equation.outvars[0]))
 
 
 @_operator("iota")
-def _iota(program: _Program, equation: JaxprEqn) -> Value:
+def _iota(program: Program, equation: JaxprEqn) -> Value:
     (variable,), axis = equation.outvars, equation.params["dimension"]
     numbers = np.arange(variable.aval.shape[axis], dtype=variable.aval.dtype)
     return program.constant(
@@ -374,30 +167,30 @@ def _iota(program: _Program, equation: JaxprEqn) -> Value:
 
 
 @_operator("concatenate")
-def _concatenate(program: _Program, equation: JaxprEqn, *inputs: Value) -> Value:
+def _concatenate(program: Program, equation: JaxprEqn, *inputs: Value) -> Value:
     parts = [value for value in inputs if 0 not in value.shape]
     axis = int(equation.params["dimension"])
-    return Value(program.add("Concat", *parts, axis=axis), _shape(equation.outvars[0]))
+    return Value(program.add("Concat", *parts, axis=axis), shape_of(equation.outvars[0]))
 
 
 @_operator("stack")
-def _stack(program: _Program, equation: JaxprEqn, *inputs: Value) -> Value:
+def _stack(program: Program, equation: JaxprEqn, *inputs: Value) -> Value:
     axis = int(equation.params["axis"])
     parts = [program.reshape(x, (*x.shape[:axis], 1, *x.shape[axis:])) for x in inputs]
-    return Value(program.add("Concat", *parts, axis=axis), _shape(equation.outvars[0]))
+    return Value(program.add("Concat", *parts, axis=axis), shape_of(equation.outvars[0]))
 
 
 @_operator("pad")
-def _pad(program: _Program, equation: JaxprEqn, x: Value, filling: Value) -> Value:
+def _pad(program: Program, equation: JaxprEqn, x: Value, filling: Value) -> Value:
     low, high, between = zip(*equation.params["padding_config"], strict=True)
     if any(between):
         raise NotImplementedError("padding between the elements of an array is not known")
     padded = program.add("Pad", x, program.integers([*low, *high]), filling)
-    return Value(padded, _shape(equation.outvars[0]))
+    return Value(padded, shape_of(equation.outvars[0]))
 
 
 def _sliced(
-    program: _Program, x: Value, shape: Shape, parts: Mapping[int, tuple[SupportsIndex, ...]]
+    program: Program, x: Value, shape: Shape, parts: Mapping[int, tuple[SupportsIndex, ...]]
 ) -> Value:
     """The part of x from (start, end, step) along each axis."""
     if not parts:
@@ -408,8 +201,8 @@ def _sliced(
 
 
 @_operator("slice")
-def _slice(program: _Program, equation: JaxprEqn, x: Value) -> Value:
-    params, shape = equation.params, _shape(equation.outvars[0])
+def _slice(program: Program, equation: JaxprEqn, x: Value) -> Value:
+    params, shape = equation.params, shape_of(equation.outvars[0])
     steps = params["strides"] or (1,) * len(shape)
     parts = dict(
         enumerate(zip(params["start_indices"], params["limit_indices"], steps, strict=True))
@@ -419,23 +212,23 @@ def _slice(program: _Program, equation: JaxprEqn, x: Value) -> Value:
 
 
 @_operator("split")
-def _split(program: _Program, equation: JaxprEqn, x: Value) -> list[Value]:
+def _split(program: Program, equation: JaxprEqn, x: Value) -> list[Value]:
     ends = np.cumsum(equation.params["sizes"])
     starts = ends - equation.params["sizes"]
     return [
-        _sliced(program, x, _shape(variable), {equation.params["axis"]: (start, end, 1)})
+        _sliced(program, x, shape_of(variable), {equation.params["axis"]: (start, end, 1)})
         for variable, start, end in zip(equation.outvars, starts, ends, strict=True)
     ]
 
 
 @_operator("rev")
-def _rev(program: _Program, equation: JaxprEqn, x: Value) -> Value:
+def _rev(program: Program, equation: JaxprEqn, x: Value) -> Value:
     least = np.iinfo(np.int64).min
     return _sliced(program, x, x.shape, {a: (-1, least, -1) for a in equation.params["dimensions"]})
 
 
 @_operator("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or")
-def _reduce(program: _Program, equation: JaxprEqn, x: Value) -> Value:
+def _reduce(program: Program, equation: JaxprEqn, x: Value) -> Value:
     name, (variable,) = equation.primitive.name, equation.outvars
     operator = {
         "reduce_sum": "ReduceSum",
@@ -449,7 +242,7 @@ def _reduce(program: _Program, equation: JaxprEqn, x: Value) -> Value:
 
 
 def _reduced(
-    program: _Program, operator: str, x: Value, axes: Sequence[SupportsIndex], variable: Any
+    program: Program, operator: str, x: Value, axes: Sequence[SupportsIndex], variable: Any
 ) -> Value:
     is_bool = variable.aval.dtype == np.bool_
     x = program.cast(x, np.int32) if is_bool else x
@@ -460,23 +253,23 @@ def _reduced(
 
 
 @_operator("argmax", "argmin")
-def _argmax(program: _Program, equation: JaxprEqn, x: Value) -> Value:
+def _argmax(program: Program, equation: JaxprEqn, x: Value) -> Value:
     (axis,) = equation.params["axes"]
     if equation.invars[0].aval.dtype == np.bool_:
         x = program.cast(x, np.int32)
     operator = {"argmax": "ArgMax", "argmin": "ArgMin"}[equation.primitive.name]
     index = program.add(operator, x, axis=int(axis), keepdims=0)
-    return program.cast(Value(index, _shape(equation.outvars[0])), equation.params["index_dtype"])
+    return program.cast(Value(index, shape_of(equation.outvars[0])), equation.params["index_dtype"])
 
 
 @_operator("cumsum")
-def _cumsum(program: _Program, equation: JaxprEqn, x: Value) -> Value:
+def _cumsum(program: Program, equation: JaxprEqn, x: Value) -> Value:
     axis = program.constant(np.array(equation.params["axis"], np.int64))
     return Value(program.add("CumSum", x, axis, reverse=int(equation.params["reverse"])), x.shape)
 
 
 @_operator("sort")
-def _sort(program: _Program, equation: JaxprEqn, key: Value, *others: Value) -> list[Value]:
+def _sort(program: Program, equation: JaxprEqn, key: Value, *others: Value) -> list[Value]:
     if equation.params["num_keys"] > 1:
         raise NotImplementedError("sorting by several keys is not known")
     axis, dtype = int(equation.params["dimension"]), equation.invars[0].aval.dtype
@@ -495,7 +288,7 @@ def _sort(program: _Program, equation: JaxprEqn, key: Value, *others: Value) -> 
 
 
 @_operator("gather")
-def _gather(program: _Program, equation: JaxprEqn, x: Value, index: Value) -> Value:
+def _gather(program: Program, equation: JaxprEqn, x: Value, index: Value) -> Value:
     """All indices are within bounds: onnxruntime raises an error where one is not."""
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     taken, batch = [*numbers.collapsed_slice_dims], [*numbers.operand_batching_dims]
@@ -520,7 +313,7 @@ def _gather(program: _Program, equation: JaxprEqn, x: Value, index: Value) -> Va
 
 
 @_operator("dot_general")
-def _dot_general(program: _Program, equation: JaxprEqn, x: Value, y: Value) -> Value:
+def _dot_general(program: Program, equation: JaxprEqn, x: Value, y: Value) -> Value:
     (over_x, over_y), (batch_x, batch_y) = equation.params["dimension_numbers"]
     (variable,), batch = equation.outvars, len(batch_x)
     if variable.aval.dtype != equation.invars[0].aval.dtype:
@@ -539,11 +332,11 @@ def _dot_general(program: _Program, equation: JaxprEqn, x: Value, y: Value) -> V
     x = program.reshape(x, (*x.shape[:batch], *rows, inner))
     y = program.reshape(y, (*y.shape[:batch], inner, columns))
     result = Value(program.add("MatMul", x, y), (*x.shape[:-1], columns))
-    return program.reshape(result, _shape(variable))
+    return program.reshape(result, shape_of(variable))
 
 
 @_operator("conv_general_dilated")
-def _conv(program: _Program, equation: JaxprEqn, x: Value, kernel: Value) -> Value:
+def _conv(program: Program, equation: JaxprEqn, x: Value, kernel: Value) -> Value:
     params, numbers = equation.params, equation.params["dimension_numbers"]
     if params["batch_group_count"] > 1 or any(step > 1 for step in params["lhs_dilation"]):
         raise NotImplementedError(
@@ -558,14 +351,14 @@ def _conv(program: _Program, equation: JaxprEqn, x: Value, kernel: Value) -> Val
         dilations=params["rhs_dilation"],
         group=params["feature_group_count"],
     )
-    shape = _shape(equation.outvars[0])
+    shape = shape_of(equation.outvars[0])
     value = Value(result, tuple(shape[axis] for axis in numbers.out_spec))
     return program.transpose(value, np.argsort(numbers.out_spec))
 
 
 @_operator("reduce_window_max", "reduce_window_sum")
-def _pool(program: _Program, equation: JaxprEqn, x: Value) -> Value:
-    params, shape = equation.params, _shape(equation.outvars[0])
+def _pool(program: Program, equation: JaxprEqn, x: Value) -> Value:
+    params, shape = equation.params, shape_of(equation.outvars[0])
     sides, windows = range(len(shape)), params["window_dimensions"]
     if any(step > 1 for step in (*params["base_dilation"], *params["window_dilation"])):
         raise NotImplementedError("windows with dilation are not known")
@@ -591,7 +384,7 @@ def _pool(program: _Program, equation: JaxprEqn, x: Value) -> Value:
 
 
 @_operator("while")
-def _while(program: _Program, equation: JaxprEqn, *inputs: Value) -> list[Value]:
+def _while(program: Program, equation: JaxprEqn, *inputs: Value) -> list[Value]:
     from onnx import TensorProto, helper
 
     params = equation.params
