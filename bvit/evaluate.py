@@ -27,7 +27,8 @@ from bvit.data.sources import ALL
 from bvit.experiment import prepare
 from bvit.interrupt import Interrupted, SignalWatch, leave
 from bvit.published import add_arguments, find
-from bvit.run import Run, Trained
+from bvit.run import Run
+from bvit.trained import Trained
 from bvit.training.loop import train_and_evaluate
 
 EVALUATIONS = "evaluations"

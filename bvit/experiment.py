@@ -22,8 +22,9 @@ from bvit.evaluation.evaluator import Evaluator
 from bvit.image import conditions
 from bvit.models.vit import VisionTransformer
 from bvit.optimizer import make_optimizer, make_schedule
-from bvit.run import build_model, build_policy, initial_variables
+from bvit.run import initial_variables
 from bvit.tokens import Keep, Policy
+from bvit.trained import build_model, build_policy
 
 # Training crops that the nearest neighbour chooses from: a quarter, which takes seconds to read.
 BASELINE_IMAGES = 4096

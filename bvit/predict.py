@@ -32,8 +32,8 @@ from bvit.evaluation.predictions import Predictions, Predictor
 from bvit.evaluation.rows import NOTHING
 from bvit.printing import FORMATS, Row, make_output
 from bvit.published import add_arguments, add_checkpoint, keep_programs, load
-from bvit.run import Trained
 from bvit.tokens import Policy
+from bvit.trained import Trained
 
 if TYPE_CHECKING:
     from bvit.survey.annotation import Overlays

@@ -11,7 +11,8 @@ from bvit import sharding
 from bvit.config import default_config
 from bvit.data.imagenet import class_names
 from bvit.pretrained import Weights, identify
-from bvit.run import BEST, CHECKPOINTS, Run, Trained
+from bvit.run import BEST, CHECKPOINTS, Run
+from bvit.trained import Trained
 
 
 class Published(Trained):
