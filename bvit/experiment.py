@@ -183,18 +183,29 @@ def _check_profile(steps: Sequence[int], total_steps: int) -> None:
         )
 
 
+def _open(c: ConfigDict, split: str, name: str) -> data.Source:
+    return data.open_source(
+        c.data.name,
+        split=split,
+        split_name=name,
+        dir=Path(c.data.dir) if c.data.dir else None,
+        seed=c.seed,
+        image_size=c.data.image_size,
+        exclude=c.data.exclude,
+    )
+
+
+def open_test_source(c: ConfigDict) -> data.Source:
+    """The images that a config tests on."""
+    return _open(c, "test", c.data.test_split)
+
+
 def _sources(c: ConfigDict) -> Sources:
     """Images to train on, to validate on and to test on; None where that is not done."""
-    options = {
-        "dir": Path(c.data.dir) if c.data.dir else None,
-        "seed": c.seed,
-        "image_size": c.data.image_size,
-        "exclude": c.data.exclude,
-    }
-    test = data.open_source(c.data.name, split="test", split_name=c.data.test_split, **options)
+    test = open_test_source(c)
     if c.train.steps == 0:
         return None, None, test
-    train = data.open_source(c.data.name, split="train", split_name=c.data.train_split, **options)
+    train = _open(c, "train", c.data.train_split)
     if not c.data.valid:
         if c.train.patience:
             raise ValueError("train.patience counts validations: set data.valid too, as 0.1.")
@@ -203,7 +214,7 @@ def _sources(c: ConfigDict) -> Sources:
         raise ValueError("data.valid is validated on every eval.every_steps: set that above 0.")
     if share := config_lib.valid_share(c.data.valid):
         return *hold_out(train, share), test
-    valid = data.open_source(c.data.name, split="test", split_name=c.data.valid, **options)
+    valid = _open(c, "test", c.data.valid)
     for name, other in (("train", train), ("test", test)):
         if data.have_common_records(valid, other):
             raise ValueError(
@@ -287,11 +298,11 @@ def train_batches(experiment: Experiment, start_step: int) -> data.Batches:
 def test_batches(experiment: Experiment, source: data.Source) -> data.Batches:
     """This process's rows of a test or validation set, in batches padded to one size."""
     rows = sharding.local_rows(experiment.config.eval.batch_size, experiment.mesh)
-    return _eval_batches(experiment, source, rows=rows)
+    return eval_batches(experiment.config, source, rows=rows)
 
 
-def _eval_batches(experiment: Experiment, source: data.Source, **options: Any) -> data.Batches:
-    c = experiment.config
+def eval_batches(c: ConfigDict, source: data.Source, **options: Any) -> data.Batches:
+    """Images prepared as a config tests them; the options are those of `bvit.data.eval_batches`."""
     defaults = {"batch_size": c.eval.batch_size, "num_workers": c.data.num_workers}
     return data.eval_batches(
         source,
@@ -308,7 +319,7 @@ def sample_batch(experiment: Experiment, count: int) -> dict[str, np.ndarray]:
     source = experiment.test_source
     places = np.linspace(0, len(source) - 1, min(count, len(source))).astype(np.int32)
     samples = Subset(source, places)
-    with _eval_batches(experiment, samples, batch_size=len(places), num_workers=0) as batches:
+    with eval_batches(experiment.config, samples, batch_size=len(places), num_workers=0) as batches:
         return next(batches) | {"index": places}
 
 
@@ -330,7 +341,7 @@ def baselines(experiment: Experiment) -> dict[str, float]:
 
 
 def _read_all(experiment: Experiment, source: data.Source) -> tuple[np.ndarray, np.ndarray]:
-    with _eval_batches(experiment, source, num_workers=0) as batches:
+    with eval_batches(experiment.config, source, num_workers=0) as batches:
         kept = [(batch["image"][batch["mask"]], batch["label"][batch["mask"]]) for batch in batches]
     images, labels = zip(*kept, strict=True)
     return np.concatenate(images), np.concatenate(labels)

@@ -29,7 +29,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from ml_collections import ConfigDict
 
 from bvit import config as config_lib
-from bvit import data, outputs, sharding
+from bvit import experiment, outputs, sharding
 from bvit.arguments import EXIT_BAD_INPUT, Parser, fail
 from bvit.evaluation import cost
 from bvit.evaluation.evaluator import make_classify, make_corrupt
@@ -46,7 +46,15 @@ DIRECT = "direct"
 # The sigma that deblurring is timed with where it needs one; no time depends on it.
 TIMED_SIGMA = 1.5
 # Settings that the tested images and their blurs follow from.
-SAME = ("seed", "data.name", "data.test_split", "data.image_size", "data.resize")
+SAME = (
+    "seed",
+    "data.name",
+    "data.test_split",
+    "data.exclude",
+    "data.image_size",
+    "data.resize",
+    "data.interpolation",
+)
 ACCURACIES = (
     "Deblurred or not: top-1 in % with its 95 % interval; then the difference to the first line, "
     "on the same images, with its interval"
@@ -293,13 +301,14 @@ def study(paths: Sequence[Path]) -> tuple[list[Tested], dict[Cell, tuple[float, 
         opened.append((run, policy, right))
         conditions |= own
     c = opened[0][0].config
-    with _test_batches(c) as batches:
+    source = experiment.open_test_source(c)
+    with experiment.eval_batches(c, source) as batches:
         batch = next(batches)
     tested = []
     for run, policy, right in opened:
         methods = dict.fromkeys(method for _, method in right if method != DIRECT)
         tested.append(Tested(run.name, right, measure(run.load(), policy, methods, batch)))
-    with _test_batches(c) as batches:
+    with experiment.eval_batches(c, source) as batches:
         return tested, restored(batches, conditions, seed=c.seed)
 
 
@@ -308,18 +317,6 @@ def _images(c: ConfigDict, index: np.ndarray) -> dict[str, Any]:
     settings = config_lib.flatten(config_lib.to_dict(c))
     folder = Path(c.data.dir).name  # the rest of the path differs between machines
     return {key: settings[key] for key in SAME} | {"data.dir": folder, "images": len(index)}
-
-
-def _test_batches(c: ConfigDict) -> data.Batches:
-    options = {"image_size": c.data.image_size, "seed": c.seed, "dir": c.data.dir or None}
-    source = data.open_source(c.data.name, split="test", split_name=c.data.test_split, **options)
-    return data.eval_batches(
-        source,
-        batch_size=c.eval.batch_size,
-        image_size=c.data.image_size,
-        resize=c.data.resize or None,
-        on_error=c.data.on_error,
-    )
 
 
 def _mesh() -> jax.sharding.Mesh:

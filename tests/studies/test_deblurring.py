@@ -133,9 +133,11 @@ def evaluated():
     for i, name in enumerate(CLASSES):
         write_picture(top / "data" / "train" / name / "0.png", seed=i)
         write_picture(top / "data" / "val" / name / "0.png", seed=i)
+        write_picture(top / "data" / "val" / name / "copy_0.png", seed=i + 10)
     config = get_config(f"run={run_directory()}").unlock()
     assert len(config_lib.words(config.eval.conditions)) == 14
     config.data.dir = str(top / "data")
+    config.data.exclude = "copy_*"
     config.eval.conditions = "stored:gaussian:1,wiener:stored:gaussian:1"
     run = Run.begin(top / "run", config_lib.to_dict(config))
     results = train_and_evaluate(setup.prepare(config), run, SignalWatch())
@@ -163,6 +165,17 @@ def test_the_command_makes_the_tables_and_the_plot(tmp_path, capsys):
     assert len(psnr) == 2 and psnr[0] < psnr[1]
     assert Image.open(plot).width > 300
     assert capsys.readouterr().out == ""
+
+
+def test_the_images_are_those_that_the_run_was_tested_on(monkeypatch):
+    path, _ = evaluated()
+    seen = []
+    monkeypatch.setattr(deblurring, "measure", lambda *_: {})
+    monkeypatch.setattr(
+        deblurring, "restored", lambda batches, *_, **__: seen.extend(batches) or {}
+    )
+    deblurring.study([path])
+    assert sum(batch["mask"].sum() for batch in seen) == len(CLASSES)
 
 
 def test_what_can_not_be_studied_is_an_error(tmp_path, capsys):
