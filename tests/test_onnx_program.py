@@ -85,7 +85,7 @@ def batch_normed(parameters, one):
 
 def pooled(parameters, one):
     x = layers.max_pool(one[None], 3, stride=2, ceil_mode=True)
-    x = nn.avg_pool(x, (3, 2), (2, 1), [(1, 1), (0, 0)])
+    x = nn.max_pool(x, (3, 2), (2, 1), [(1, 1), (0, 0)])
     return x[0].sum(1).ravel()
 
 
@@ -101,8 +101,8 @@ def decided(parameters, one):
     high = one > 0.5
     chosen = jnp.where(one[..., :1] > 0.2, high, ~high)
     counts = chosen.sum((0, 1)) % 7
-    first = jnp.argmax(high, axis=0) - jnp.argmin(one, axis=0)
-    flags = jnp.stack([high.any(), high.all(), jnp.isfinite(jnp.log(one)).all()])
+    first = jnp.argmax(high, axis=0) - jnp.argmax(one, axis=0)
+    flags = jnp.stack([high.any(), jnp.isfinite(jnp.log(one)).any()])
     values = [chosen, counts, first, flags, jnp.clip(one, 0.3, 0.4), nn.elu(one - 0.5), one**3]
     return jnp.concatenate([value.ravel().astype(jnp.float32) for value in values])
 

@@ -10,7 +10,6 @@ from jax.extend.core import JaxprEqn
 from bvit.onnx_program.program import Operator, Program, Shape, Value, shape_of
 
 ELEMENTWISE = {
-    "abs": "Abs",
     "add": "Add",
     "and": "And",
     "ceil": "Ceil",
@@ -18,14 +17,12 @@ ELEMENTWISE = {
     "copy_p": "Identity",
     "div": "Div",
     "eq": "Equal",
-    "erf": "Erf",
     "exp": "Exp",
     "floor": "Floor",
     "ge": "GreaterOrEqual",
     "gt": "Greater",
     "le": "LessOrEqual",
     "log": "Log",
-    "logistic": "Sigmoid",
     "lt": "Less",
     "max": "Max",
     "min": "Min",
@@ -33,12 +30,10 @@ ELEMENTWISE = {
     "neg": "Neg",
     "not": "Not",
     "or": "Or",
-    "pow": "Pow",
     "sign": "Sign",
     "sqrt": "Sqrt",
     "stop_gradient": "Identity",
     "sub": "Sub",
-    "tanh": "Tanh",
 }
 
 OPERATORS: dict[str, Operator] = {}
@@ -227,15 +222,13 @@ def _rev(program: Program, equation: JaxprEqn, x: Value) -> Value:
     return _sliced(program, x, x.shape, {a: (-1, least, -1) for a in equation.params["dimensions"]})
 
 
-@_operator("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or")
+@_operator("reduce_sum", "reduce_max", "reduce_min", "reduce_or")
 def _reduce(program: Program, equation: JaxprEqn, x: Value) -> Value:
     name, (variable,) = equation.primitive.name, equation.outvars
     operator = {
         "reduce_sum": "ReduceSum",
         "reduce_max": "ReduceMax",
         "reduce_min": "ReduceMin",
-        "reduce_prod": "ReduceProd",
-        "reduce_and": "ReduceMin",
         "reduce_or": "ReduceMax",
     }[name]
     return _reduced(program, operator, x, equation.params["axes"], variable)
@@ -252,13 +245,12 @@ def _reduced(
     return program.cast(value, bool) if is_bool else value
 
 
-@_operator("argmax", "argmin")
+@_operator("argmax")
 def _argmax(program: Program, equation: JaxprEqn, x: Value) -> Value:
     (axis,) = equation.params["axes"]
     if equation.invars[0].aval.dtype == np.bool_:
         x = program.cast(x, np.int32)
-    operator = {"argmax": "ArgMax", "argmin": "ArgMin"}[equation.primitive.name]
-    index = program.add(operator, x, axis=int(axis), keepdims=0)
+    index = program.add("ArgMax", x, axis=int(axis), keepdims=0)
     return program.cast(Value(index, shape_of(equation.outvars[0])), equation.params["index_dtype"])
 
 
@@ -356,8 +348,8 @@ def _conv(program: Program, equation: JaxprEqn, x: Value, kernel: Value) -> Valu
     return program.transpose(value, np.argsort(numbers.out_spec))
 
 
-@_operator("reduce_window_max", "reduce_window_sum")
-def _pool(program: Program, equation: JaxprEqn, x: Value) -> Value:
+@_operator("reduce_window_max")
+def _max_pool(program: Program, equation: JaxprEqn, x: Value) -> Value:
     params, shape = equation.params, shape_of(equation.outvars[0])
     sides, windows = range(len(shape)), params["window_dimensions"]
     if any(step > 1 for step in (*params["base_dilation"], *params["window_dilation"])):
@@ -367,17 +359,13 @@ def _pool(program: Program, equation: JaxprEqn, x: Value) -> Value:
     x = program.transpose(x, order)
     outside = len(order) - len(inside)
     planes = program.reshape(x, (x.shape[0], _product(x.shape[1:outside]), *x.shape[outside:]))
-    options = {
-        "kernel_shape": [windows[axis] for axis in inside],
-        "strides": [params["window_strides"][axis] for axis in inside],
-        "pads": _pads([params["padding"][axis] for axis in inside]),
-    }
-    if equation.primitive.name == "reduce_window_max":
-        result = program.add("MaxPool", planes, **options)
-    else:
-        mean = program.add("AveragePool", planes, **options, count_include_pad=1)
-        size = program.constant(_like(equation, math.prod(options["kernel_shape"])))
-        result = program.add("Mul", mean, size)
+    result = program.add(
+        "MaxPool",
+        planes,
+        kernel_shape=[windows[axis] for axis in inside],
+        strides=[params["window_strides"][axis] for axis in inside],
+        pads=_pads([params["padding"][axis] for axis in inside]),
+    )
     small = tuple(shape[axis] for axis in order)
     pooled = Value(result, (*planes.shape[:2], *small[outside:]))
     return program.transpose(program.reshape(pooled, small), np.argsort(order))
