@@ -17,7 +17,7 @@ IMAGES = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
 
 @pytest.mark.parametrize("model", [VIT, CNN], ids=["vit", "cnn"])
 def test_keep_is_the_model_on_normalised_images(model):
-    variables = model.init(jax.random.key(0), IMAGES, train=False)
+    variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
     want = model.apply(variables, normalize(IMAGES, (0.5,) * 3, (0.2,) * 3), train=False)
     got = bvit.classify(model, variables, IMAGES, mean=(0.5,) * 3, std=(0.2,) * 3)
     np.testing.assert_array_equal(got, want)

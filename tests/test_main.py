@@ -275,6 +275,7 @@ def test_an_unreadable_image_can_be_skipped_and_is_counted(
     assert "cat/7.png" in err
 
 
+@pytest.mark.slow  # tests/test_checkpoint.py damages checkpoints without a run
 def test_a_newest_checkpoint_that_is_damaged_is_skipped(finished, run, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "damaged")
     (workdir / "results.json").unlink()

@@ -48,6 +48,7 @@ def advised(err):
     return found
 
 
+@pytest.mark.slow  # tests/test_main.py has the error, and runs with what it advises
 def test_a_run_with_an_unreadable_image_goes_on_as_its_error_advises(run, tmp_path):
     for split in ("train", "val"):
         for label, name in enumerate(CLASSES):
@@ -163,6 +164,7 @@ def test_checkpoints_that_are_all_damaged_are_moved_away(tmp_path):
     assert Checkpoints(folder).restore_state(state) is None
 
 
+@pytest.mark.slow
 def test_classes_without_names_can_be_written_by_hand(tmp_path):
     run = shutil.copytree(run_directory(), tmp_path / "run")
     (run / "classes.json").unlink()

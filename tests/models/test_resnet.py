@@ -67,7 +67,7 @@ def test_training_normalises_by_the_batch_and_moves_the_averages_a_tenth():
 def test_evaluation_treats_each_image_by_itself():
     model = models.create("resnet18", stem="small", depths=(1, 1), **OVERRIDES)
     images = jnp.asarray(_images(3, 16, 16, 3))
-    variables = model.init(jax.random.key(0), images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
     together = model.apply(variables, images)
     apart = jnp.concatenate([model.apply(variables, image[None]) for image in images])
     np.testing.assert_allclose(together, apart, rtol=1e-5, atol=1e-6)
@@ -79,7 +79,7 @@ def test_evaluation_treats_each_image_by_itself():
 def test_every_parameter_gets_a_gradient_in_training(name):
     model = models.create(name, stem="small", depths=(1, 1), **OVERRIDES)
     images = jnp.asarray(_images(4, 16, 16, 3))
-    variables = model.init(jax.random.key(0), images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
 
     @jax.jit
     @jax.grad
@@ -98,7 +98,7 @@ def test_zero_init_residual_makes_every_block_start_as_its_shortcut(name):
     options = OVERRIDES | {"stem": "small", "depths": (2,), "zero_init_residual": True}
     model = models.create(name, **options)
     images = jnp.asarray(_images(1, 8, 8, 3))
-    variables = model.init(jax.random.key(0), images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
     # The second block's shortcut is the identity, so without it the logits are the same.
     shallow = models.create(name, **options | {"depths": (1,)})
     without = {
@@ -125,7 +125,7 @@ def test_early_dilation_widens_what_a_feature_sees():
             "resnet18", early_dilation=early_dilation, depths=(), num_classes=1, width=2
         )
         images = jnp.ones((1, 64, 64, 3))
-        variables = model.init(jax.random.key(0), images)
+        variables = jax.jit(model.init)(jax.random.key(0), images)
 
         def centre(images):
             _, state = model.apply(variables, images, capture_intermediates=True)

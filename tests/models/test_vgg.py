@@ -71,7 +71,7 @@ def test_timm_names_its_linear_layers_as_convolutions():
 def test_every_parameter_gets_a_gradient_in_training(name):
     model = models.create(name, **OVERRIDES | {"width": 8, "hidden": 64})
     images = jnp.asarray(_images(4, 64, 64, 3))
-    variables = model.init(jax.random.key(0), images)
+    variables = jax.jit(model.init)(jax.random.key(0), images)
 
     @jax.jit
     @jax.grad

@@ -108,8 +108,8 @@ def test_images_are_classified_alike_alone_jitted_and_mapped(vit, images, text):
 def test_each_patch_is_shown_by_a_token_or_none(vit, images, text):
     model, variables = vit
     policy = parse(text)
-    where = shown(model, variables, images[0], policy, **NORMALISATION, key=images[1])
-    where = np.asarray(where).reshape(3, -1)
+    where = jax.jit(lambda x, keys: shown(model, variables, x, policy, **NORMALISATION, key=keys))
+    where = np.asarray(where(*images)).reshape(3, -1)
     left = policy.counts(model.shape)[-1]
     for row in where:
         numbers = set(row[row >= 0])

@@ -274,7 +274,7 @@ def test_a_sandwich_trains_the_full_pass_on_the_labels_too():
         )
 
 
-@pytest.mark.parametrize("sandwich", [False, True])
+@pytest.mark.parametrize("sandwich", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_distillation_is_the_same_in_parts_and_on_shards_with_mixup(sandwich):
     hyper = dataclasses.replace(DISTILLED, policy=parse("zero:2"), mixup=0.2, sandwich=sandwich)
     _, (one,) = run(SHALLOW_VIT, one_device(), hyper=hyper)
@@ -310,7 +310,8 @@ def test_a_policy_inside_the_encoder_is_trained_for():
     image = prepare(
         QUIET_VIT, to_float(batch["image"]), hyper.policy, mean=IMAGENET_MEAN, std=IMAGENET_STD
     ).image
-    logits = QUIET_VIT.apply({"params": params}, image, policy=hyper.policy)
+    apply = jax.jit(QUIET_VIT.apply, static_argnames="policy")
+    logits = apply({"params": params}, image, policy=hyper.policy)
     merged = optax.softmax_cross_entropy(logits, target).mean()
     every = dataclasses.replace(hyper, policy=PLAIN.policy)
     np.testing.assert_allclose(loss(hyper), merged, rtol=1e-5)
