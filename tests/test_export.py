@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import onnxruntime
 import pytest
 import test_examples
 from published import NAME, add_pico, write_weights
@@ -130,6 +132,17 @@ def test_an_onnx_program_of_others_is_kept(with_onnx, tmp_path, capsys):
     assert "model.onnx exists" in capsys.readouterr().err
     export.main(command)
     assert (folder / "model.onnx").read_bytes() == b"mine"
+
+
+def test_an_onnx_program_of_a_model_in_half_precision_computes_in_float32(tmp_path):
+    run = Run(run_directory()).load()
+    whole, run.model = run.model, run.model.clone(dtype=jnp.bfloat16)
+    pixels = np.random.default_rng(0).random((2, SIZE, SIZE, 3), np.float32)
+    export.export(run, run.policy("keep"), tmp_path, onnx=True)
+    (logits,) = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"pixels": pixels})
+    mean, std = tuple(run.config.data.mean), tuple(run.config.data.std)
+    want = classify(whole, run.variables, pixels, "keep", mean=mean, std=std)
+    np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
 
 
 def test_an_onnx_program_with_other_logits_is_an_error(tmp_path, monkeypatch):
