@@ -55,8 +55,8 @@ def default_config() -> ConfigDict:
     # cluster:0.5. Of several ("keep,merge:0.5") each step draws one, so that one checkpoint serves
     # every budget. zero alone is the paper's experiment, by the variance of the Laplacian.
     c.tokens.policy = "keep"
-    # What patches are ranked by: relative, reblur, laplacian (the paper's), tenengrad or entropy.
-    c.tokens.score = "relative"
+    # What patches are ranked by: laplacian (the paper's), relative, reblur, tenengrad or entropy.
+    c.tokens.score = "laplacian"
     # The score from which a patch counts as sharp; None = the score's own (relative 0.07, laplacian
     # the paper's 100, …: bvit.image.focus_measures.THRESHOLDS).
     c.tokens.threshold = _optional(float)

@@ -9,7 +9,7 @@ IMAGES are image and video files, folders of images, patterns such as 'shots/**/
 image. Each image, or frame of a video, gets a line: the class, the model's confidence, the blur,
 and the number of patch tokens that were computed. The blur has two figures. sigma is its standard
 deviation, in pixels of the file, in the direction where it is widest: a motion over 30 pixels has
-30/√12 = 8.7. blurry is the share of patches that count as blurry at the size that the model sees.
+30/√12 = 8.7. blurry is the share of patches out of focus, at the size that the model sees.
 Images that can't be read are listed at the end, with exit code 1.
 """
 
@@ -167,8 +167,6 @@ def _predictor(trained: Trained, policy: Policy, batch_size: int) -> Predictor:
         image_size=preprocess.image_size,
         mean=preprocess.mean,
         std=preprocess.std,
-        score=c.tokens.score,
-        threshold=c.tokens.threshold,
         seed=c.seed,
         batch_size=batch_size,
     )

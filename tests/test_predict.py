@@ -19,12 +19,12 @@ from PIL import Image
 from published import NAME, add_pico, write_weights
 from trained import CLASSES, SIZE, run_directory, write_picture
 
+import bvit
 from bvit import predict, pretrained
 from bvit.classify import classify
 from bvit.data.blur_width import blur_width
 from bvit.data.decode import center_crop, decode_grey
 from bvit.data.imagenet import class_names
-from bvit.image.focus_measures import THRESHOLDS, relative_detail
 from bvit.image.pixels import to_float
 from bvit.run import Run
 
@@ -105,15 +105,19 @@ def test_every_readable_picture_gets_the_probabilities_of_the_model(command, pic
     assert "2 could not be read" in err and "broken.jpg" in err and "cut.png" in err
 
 
-def test_blur_is_told_as_a_sigma_and_the_share_of_blurry_patches(command, pictures):
-    _, out, _ = command("--format=jsonl", "--policy=keep", pictures / "0.png")
-    (row,) = read_rows(out)
-    image = to_float(seen(pictures / "0.png"))
-    blurry = np.asarray(relative_detail(image, patch_size=8) < THRESHOLDS["relative"])
-    assert 0 < row["blurry_patches"] < 1
-    assert row["blurry_patches"] == pytest.approx(float(blurry.mean()), abs=1e-4)
-    assert row["sigma"] == round(blur_width(decode_grey((pictures / "0.png").read_bytes())), 2)
-    assert row["tokens"] == 16
+def test_blur_is_a_sigma_and_the_share_of_blurry_patches(command, pictures, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    soft = tmp_path / "soft.png"
+    cv2.imwrite(str(soft), cv2.GaussianBlur(noise, (0, 0), 2.0))
+    paths = [pictures / "0.png", soft]
+    _, out, _ = command("--format=jsonl", "--policy=keep", *paths)
+    rows = read_rows(out)
+    assert rows[0]["blurry_patches"] < rows[1]["blurry_patches"]
+    for row, path in zip(rows, paths, strict=True):
+        blurry = np.asarray(bvit.focus_map(to_float(seen(path)), patch_size=8) < 0.5)
+        assert row["blurry_patches"] == pytest.approx(float(blurry.mean()), abs=1e-4)
+        assert row["sigma"] == round(blur_width(decode_grey(path.read_bytes())), 2)
+        assert row["tokens"] == 16
 
 
 def test_overlays_have_the_size_of_their_images_and_lose_none_of_one_name(

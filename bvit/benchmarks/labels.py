@@ -69,7 +69,6 @@ def _predictors(files: Sequence[Path]) -> apart.Peers:
             image_size=SIZE,
             mean=preprocess.mean,
             std=preprocess.std,
-            score="relative",
             batch_size=BATCH,
         )
         for name in POLICIES

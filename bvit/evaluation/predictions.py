@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from bvit.classify import check, num_tokens, patch_size
 from bvit.evaluation.evaluator import make_classify, make_shown
-from bvit.image.focus_measures import FOCUS_MEASURES, own_threshold
+from bvit.image.focus_map import focus_map
 from bvit.image.pixels import to_float
 from bvit.sharding import make_mesh
 from bvit.tokens import Policy
@@ -29,7 +29,7 @@ class Predictions:
 
     Attributes:
       probability: of each class, [n, num_classes].
-      blurry: the share of patches whose focus measure is under its threshold, [n].
+      blurry: the share of patches that `bvit.focus_map` finds out of focus, [n].
       tokens: patch tokens that a block computes, the mean over the blocks, [n].
     """
 
@@ -50,8 +50,6 @@ class Predictor:
         image_size: int,
         mean: tuple[float, ...],
         std: tuple[float, ...],
-        score: str,
-        threshold: float | None = None,
         seed: int = 0,
         batch_size: int = 32,
     ) -> None:
@@ -64,8 +62,6 @@ class Predictor:
           image_size: side of the images, in pixels.
           mean: normalisation of the pixels.
           std: normalisation of the pixels.
-          score: the focus measure by which a patch counts as blurry.
-          threshold: its value from which a patch is sharp; None: the measure's own.
           seed: of a policy that draws.
           batch_size: images that run together; on a CPU at most `CPU_BATCH`.
 
@@ -88,12 +84,11 @@ class Predictor:
             seed=seed,
             mesh=make_mesh(devices=jax.local_devices()[:1]),
         )
-        threshold = own_threshold(score) if threshold is None else threshold
 
         @jax.jit
         def answer(variables: PyTree, pixels: Array, index: Array) -> tuple[Array, Array]:
             image = to_float(pixels)
-            blurry = FOCUS_MEASURES[score](image, patch_size=patch_size(model)) < threshold
+            blurry = focus_map(image, patch_size=patch_size(model)) < 0.5
             logits = classify(variables, image, index)
             return jax.nn.softmax(logits), blurry.mean(axis=(1, 2))
 

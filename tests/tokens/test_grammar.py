@@ -23,10 +23,10 @@ from bvit.tokens import (
 READ = {
     "keep": Keep(),
     "zero": Zero(),
-    "zero:20": Zero(20, "relative"),
-    "zero:0.25": Zero(0.25, "relative"),
-    "zero:threshold": Zero(score="relative"),
-    "zero:threshold=0.2": Zero(score="relative", threshold=0.2),
+    "zero:20": Zero(20, "laplacian"),
+    "zero:0.25": Zero(0.25, "laplacian"),
+    "zero:threshold": Zero(score="laplacian"),
+    "zero:threshold=0.2": Zero(score="laplacian", threshold=0.2),
     "drop:32": Drop(32),
     "drop:0.5@2": Drop(0.5, 2),
     "pool:20": Pool(20),
@@ -68,7 +68,7 @@ def test_a_configured_threshold_is_one_of_the_configured_measure():
         zero = parse("zero", score="laplacian", threshold=threshold)
         assert (zero.label, zero.score, zero.threshold) == (label, None, threshold)
     with pytest.raises(ValueError, match="score=laplacian.*zero:threshold"):
-        parse("zero", threshold=0.3)
+        parse("zero", score="relative", threshold=0.3)
 
 
 @pytest.mark.parametrize(
