@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bvit.image.focus_measures import FOCUS_MEASURES, relative_detail
+from bvit.image.focus import patch_laplacian_variance
+from bvit.image.focus_measures import FOCUS_MEASURES
 from bvit.tokens import ViTShape, parse
 
 PATCH = 4
@@ -75,7 +76,7 @@ def test_eager_equals_jit_equals_vmap_and_any_batch_axes(text):
 
 def test_drop_takes_the_best_patches():
     plan = draw("drop:20")
-    measure = np.asarray(relative_detail(IMAGES, patch_size=PATCH)).reshape(3, -1)
+    measure = np.asarray(patch_laplacian_variance(IMAGES, patch_size=PATCH)).reshape(3, -1)
     np.testing.assert_array_equal(plan.tile, np.sort(np.argsort(-measure)[:, :20]))
 
 
