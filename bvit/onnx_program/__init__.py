@@ -1,7 +1,7 @@
 """JAX functions as ONNX programs, for onnxruntime and whatever else reads ONNX.
 
 The function is traced, and each primitive of its jaxpr becomes an operator of ONNX, or a few
-(`primitives`). Of `lax.platform_dependent` the default is taken.
+(`elementwise`, `arrays`, `products`, `loops`). Of `lax.platform_dependent` the default is taken.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,14 +12,21 @@ import numpy as np
 from jax import export as jax_export
 from jaxtyping import Array
 
-from bvit.onnx_program.primitives import OPERATORS
-from bvit.onnx_program.program import BATCH, Program, Value
+from bvit.onnx_program import arrays, elementwise, loops, products
+from bvit.onnx_program.program import BATCH, Operator, Program, Value
 
 __all__ = ["INPUT", "OUTPUT", "convert"]
 
 # Supported by onnxruntime since 1.14 (2023).
 OPSET, IR_VERSION = 18, 8
 INPUT, OUTPUT = "pixels", "logits"
+# Those that models and policies are made of.
+OPERATORS: dict[str, Operator] = {
+    **elementwise.OPERATORS,
+    **arrays.OPERATORS,
+    **products.OPERATORS,
+    **loops.OPERATORS,
+}
 
 
 def convert(

@@ -35,6 +35,19 @@ class Operator(NamedTuple):
     broadcasts: bool
 
 
+class Operators(dict[str, Operator]):
+    """How primitives of JAX are written, by their names."""
+
+    def add(self, *names: str, broadcasts: bool = False) -> Callable:
+        """Decorates what writes some primitives, see `Operator`."""
+
+        def register(function: Callable) -> Callable:
+            self.update(dict.fromkeys(names, Operator(function, broadcasts)))
+            return function
+
+        return register
+
+
 # Primitives that call a function, and the parameters that may hold it.
 CALLS = {
     name: ("jaxpr", "call_jaxpr", "fun_jaxpr")
@@ -179,6 +192,26 @@ class Program:
             next((size for size in sizes if size != 1), 1) for sizes in zip(*padded, strict=True)
         )
         return Value(self.add(operator, *inputs, **attributes), shape)
+
+    def where(self, which: Value, yes: Value, no: Value, dtype: Any) -> Value:
+        """Chooses between two values of that dtype, element by element."""
+        if dtype != np.bool_:
+            return self.elementwise("Where", which, yes, no)
+        # onnxruntime has no Where of booleans.
+        yes = self.elementwise("And", which, yes)
+        no = self.elementwise("And", self.elementwise("Not", which), no)
+        return self.elementwise("Or", yes, no)
+
+    def reduce(
+        self, operator: str, value: Value, axes: Sequence[SupportsIndex], variable: Any
+    ) -> Value:
+        """Reduces a value over some axes, to the type of a variable of the jaxpr."""
+        is_bool = variable.aval.dtype == np.bool_
+        value = self.cast(value, np.int32) if is_bool else value
+        axes = [int(axis) for axis in axes]
+        result = self.add(operator, value, self.integers(axes), keepdims=0)
+        rest = tuple(size for i, size in enumerate(value.shape) if i not in axes)
+        return self.cast(Value(result, rest), bool) if is_bool else Value(result, rest)
 
 
 def shape_of(variable: Any) -> Shape:
