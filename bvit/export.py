@@ -32,7 +32,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 from jax import export as jax_export
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 from safetensors.numpy import load as load_parameters
 from safetensors.numpy import save
 
@@ -124,9 +124,8 @@ def export(trained: Trained, policy: Policy, folder: Path, *, onnx: bool = False
     pixels = jax.ShapeDtypeStruct(
         jax_export.symbolic_shape(f"batch, {size}, {size}, 3"), jnp.float32
     )
-    program = jax_export.export(
-        jax.jit(_by_name(trained.model, trained, policy)), platforms=PLATFORMS
-    )
+    function = jax.jit(_by_name(_forward(trained.model, trained, policy)))
+    program = jax_export.export(function, platforms=PLATFORMS)
     serialized = bytes(program(parameters, pixels).serialize())
     contents = {PROGRAM: serialized, PARAMETERS: save(parameters)}
     if onnx:
@@ -196,20 +195,16 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def _logits(
-    model: nn.Module,
-    trained: Trained,
-    policy: Policy,
-    variables: PyTree,
-    image: Float[Array, "n h w 3"],
-) -> Float[Array, "n classes"]:
-    """Pixels in [0, 1] to logits."""
+def _forward(
+    model: nn.Module, trained: Trained, policy: Policy
+) -> Callable[[PyTree, Array], Array]:
+    """(variables, pixels in [0, 1]) → logits."""
     mean, std = trained.preprocess.mean, trained.preprocess.std
-    return classify(model, variables, image, policy, mean=mean, std=std)
+    return functools.partial(classify, model, policy=policy, mean=mean, std=std)
 
 
 def _by_name(
-    model: nn.Module, trained: Trained, policy: Policy
+    forward: Callable[[PyTree, Array], Array],
 ) -> Callable[[dict[str, Array], Array], Array]:
     """(parameters by name, pixels) → logits, for any number of images.
 
@@ -219,7 +214,7 @@ def _by_name(
 
     def call(parameters: dict[str, Array], image: Array) -> Array:
         variables = traverse_util.unflatten_dict(parameters, sep="/")
-        return jax.vmap(lambda one: _logits(model, trained, policy, variables, one[None])[0])(image)
+        return jax.vmap(lambda one: forward(variables, one[None])[0])(image)
 
     return call
 
@@ -227,7 +222,7 @@ def _by_name(
 def _onnx(trained: Trained, policy: Policy, parameters: Mapping[str, np.ndarray]) -> bytes:
     size = trained.preprocess.image_size
     # onnxruntime computes little in half precision on CPUs.
-    function = _by_name(trained.model.clone(dtype=jnp.float32), trained, policy)
+    function = _by_name(_forward(trained.model.clone(dtype=jnp.float32), trained, policy))
     try:
         return onnx_program.convert(function, parameters, (size, size, 3))
     except NotImplementedError as error:
@@ -274,11 +269,8 @@ def _check(trained: Trained, policy: Policy, contents: Mapping[str, bytes]) -> f
     """The largest difference of all programs."""
     size = trained.preprocess.image_size
     pixels = np.random.default_rng(0).random((TRIED, size, size, 3), np.float32)
-    want = np.asarray(
-        jax.jit(functools.partial(_logits, trained.model, trained, policy))(
-            trained.variables, pixels
-        )
-    )
+    forward = jax.jit(_forward(trained.model, trained, policy))
+    want = np.asarray(forward(trained.variables, pixels))
     differences = []
     for name in RUNNERS.keys() & contents.keys():
         got = RUNNERS[name](contents, pixels)
