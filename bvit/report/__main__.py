@@ -74,14 +74,15 @@ def main(arguments: Sequence[str]) -> None:
             figures[options.sigma] = plots.draw_sigma(rows)
         if options.tradeoff:
             figures[options.tradeoff] = plots.draw_tradeoff(rows)
-        drawn = _figures(groups) if options.figures or form == "html" else {}
+        on_page = form == "html" and not options.matrix
+        drawn = _figures(groups) if options.figures or on_page else {}
         if options.figures:
             for name, figure in drawn.items():
                 figures |= {options.figures / f"{name}{suffix}": figure for suffix in FIGURES}
         for path, figure in figures.items():
             outputs.write_figure(path, figure, dpi=plots.DOTS_PER_INCH)
         if form == "html":
-            shown = {} if options.matrix else {TITLES[name]: drawn[name] for name in drawn}
+            shown = {TITLES[name]: figure for name, figure in drawn.items() if on_page}
             text = formats.as_html(f"bvit: {len(runs)} runs", sections, shown)
         elif form == "csv":
             text = formats.as_csv(tables.tidy_lines(groups, _by_run(groups, baseline, policy)))
