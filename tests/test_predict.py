@@ -191,10 +191,11 @@ def test_sigma_is_in_pixels_of_the_file(command, tmp_path):
     assert read_rows(out)[0]["sigma"] == pytest.approx(30 / 12**0.5, rel=0.35)
 
 
-def test_a_flat_picture_has_no_sigma(command, tmp_path):
+def test_a_flat_picture_has_no_sigma_and_is_not_blurry(command, tmp_path):
     Image.new("RGB", (90, 90), "grey").save(tmp_path / "grey.png")
     _, out, _ = command("--format=jsonl", tmp_path)
-    assert read_rows(out)[0]["sigma"] is None
+    (row,) = read_rows(out)
+    assert row["sigma"] is None and row["blurry_patches"] == 0
     assert command(tmp_path)[0] == 0
 
 

@@ -160,6 +160,13 @@ def test_the_matrix_has_a_row_for_what_differs_and_a_column_for_a_condition(runs
     assert lines[2][5] == "50.00 [47.0, 53.0]"
 
 
+def test_a_page_of_the_matrix_has_no_figures_where_they_are_written_too(runs, call, tmp_path):
+    page = tmp_path / "matrix.html"
+    call(runs / "mix0", "--matrix", f"--to={page}", f"--figures={tmp_path / 'figures'}")
+    assert not Cells(page.read_text()).images
+    assert (tmp_path / "figures" / "tradeoff.png").exists()
+
+
 @pytest.fixture(scope="module")
 def answered(runs):
     """The same runs, with answers: under keep mix is right on 6 of 10 images, blur on 5."""
