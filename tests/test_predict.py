@@ -108,13 +108,13 @@ def test_every_readable_picture_gets_the_probabilities_of_the_model(command, pic
 def test_blur_is_a_sigma_and_the_share_of_blurry_patches(command, pictures, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     soft = tmp_path / "soft.png"
-    cv2.imwrite(str(soft), cv2.GaussianBlur(noise, (0, 0), 2.0))
+    cv2.imwrite(str(soft), cv2.GaussianBlur(noise, (0, 0), 6.0))
     paths = [pictures / "0.png", soft]
     _, out, _ = command("--format=jsonl", "--policy=keep", *paths)
     rows = read_rows(out)
     assert rows[0]["blurry_patches"] < rows[1]["blurry_patches"]
     for row, path in zip(rows, paths, strict=True):
-        blurry = np.asarray(bvit.focus_map(to_float(seen(path)), patch_size=8) < 0.5)
+        blurry = np.asarray(bvit.focus_map(to_float(seen(path)), patch_size=8) < 0.4)
         assert row["blurry_patches"] == pytest.approx(float(blurry.mean()), abs=1e-4)
         assert row["sigma"] == round(blur_width(decode_grey(path.read_bytes())), 2)
         assert row["tokens"] == 16
@@ -193,9 +193,12 @@ def test_sigma_is_in_pixels_of_the_file(command, tmp_path):
 
 def test_a_flat_picture_has_no_sigma_and_is_not_blurry(command, tmp_path):
     Image.new("RGB", (90, 90), "grey").save(tmp_path / "grey.png")
+    grains = 128 + np.random.default_rng(0).normal(size=(96, 96, 3))
+    Image.fromarray(np.uint8(grains.round())).save(tmp_path / "noise.png")
     _, out, _ = command("--format=jsonl", tmp_path)
-    (row,) = read_rows(out)
-    assert row["sigma"] is None and row["blurry_patches"] == 0
+    flat, noisy = read_rows(out)
+    assert flat["sigma"] is None
+    assert flat["blurry_patches"] == noisy["blurry_patches"] == 0
     assert command(tmp_path)[0] == 0
 
 

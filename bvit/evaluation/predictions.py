@@ -21,6 +21,9 @@ from bvit.tokens import Policy
 # So many images run together on a CPU, in a thread for each core. The activations of more images do
 # not fit the caches, and cores that share an operation wait for each other after it.
 CPU_BATCH = 4
+# A patch counts as blurry below this probability of focus. One without detail has 0.5, or with
+# noise a little less.
+BLURRY = 0.4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Predictor:
         @jax.jit
         def answer(variables: PyTree, pixels: Array, index: Array) -> tuple[Array, Array]:
             image = to_float(pixels)
-            blurry = focus_map(image, patch_size=patch_size(model)) < 0.5
+            blurry = focus_map(image, patch_size=patch_size(model)) < BLURRY
             logits = classify(variables, image, index)
             return jax.nn.softmax(logits), blurry.mean(axis=(1, 2))
 
