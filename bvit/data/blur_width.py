@@ -78,28 +78,36 @@ def _middle(grey: np.ndarray, scale: int) -> Float[np.ndarray, "h w"]:
 def _widest(grey: np.ndarray) -> float | None:
     """The widest blur of an image along four lines; None if it is flat."""
     noise = _noise_variance(grey)
-    lines = []
-    for angle in ANGLES:
-        turned = _turned(grey, angle) if angle else grey
-        lines += [turned, np.ascontiguousarray(turned.T)]
-    found = [_along(line, noise) for line in lines if min(line.shape) > 2 * REBLUR_RADIUS]
-    return max((one for one in found if one is not None), default=None)
+    turned = [_turned(grey, angle) if angle else grey for angle in ANGLES]
+    along = [_along_both(image, noise) for image in turned if min(image.shape) > 2 * REBLUR_RADIUS]
+    return max((width for pair in along for width in pair if width is not None), default=None)
 
 
-def _along(grey: np.ndarray, noise: float) -> float | None:
-    """The blur of an image along its rows; None if nothing but noise changes along them."""
-    energies, unchanged = [], np.ones(1, np.float32)
-    across = _filtered(grey, unchanged, _taps(REBLURS[0]))
-    for reblur in REBLURS:
-        blurred = _filtered(across, _taps(reblur), unchanged)
+def _along_both(grey: np.ndarray, noise: float) -> tuple[float | None, float | None]:
+    """The blur of an image along its rows and along its columns."""
+    near, far = map(_taps, REBLURS)
+    both = _filtered(grey, near, near)
+    rows, columns = (both, _filtered(grey, far, near)), (both, _filtered(grey, near, far))
+    return (
+        _width([_energy(x[:, 1:], x[:, :-1]) for x in rows], noise),
+        _width([_energy(x[1:], x[:-1]) for x in columns], noise),
+    )
+
+
+def _energy(after: np.ndarray, before: np.ndarray) -> float:
+    return cv2.norm(after, before, cv2.NORM_L2SQR) / after.size
+
+
+def _width(energies: list[float], noise: float) -> float | None:
+    """The blur along a line, by its gradients after each reblur; None where they are noise."""
+    signals = []
+    for energy, reblur in zip(energies, REBLURS, strict=True):
         expected = noise * _noise_energy(reblur)
-        gradients = blurred.size - len(blurred)
-        energy = cv2.norm(blurred[:, 1:], blurred[:, :-1], cv2.NORM_L2SQR) / gradients
         if energy - expected < LEAST_ENERGY + LEAST_SIGNAL * expected:
             return None
-        energies.append(energy - expected)
+        signals.append(energy - expected)
     near, far = REBLURS
-    excess = max(max(energies[0] / energies[1], 1.0) ** (1 / DECAY) - 1, 1e-6)
+    excess = max(max(signals[0] / signals[1], 1.0) ** (1 / DECAY) - 1, 1e-6)
     squared = (far**2 - near**2) / excess - near**2 - SHARP**2
     return min(squared**0.5, MAX_SIGMA) if squared > 0 else 0.0
 
