@@ -174,13 +174,17 @@ def center_crop(
     lazy = _LazyImage(image)
     shorter = min(lazy.height, lazy.width)
     height, width = (int(short_side * side / shorter) for side in (lazy.height, lazy.width))
+    top, left = round((height - size) / 2), round((width - size) / 2)
     whole = 0, 0, lazy.height, lazy.width
     if interpolation == "bicubic":
+        # Only the crop is computed: along rows and then along columns, as Pillow resizes the whole.
         full = Image.fromarray(lazy.cut(whole, scale=1.0))
-        pixels = np.asarray(full.resize((width, height), Image.Resampling.BICUBIC))
-    else:
-        pixels = resize(lazy.cut(whole, scale=short_side / shorter), height, width)
-    top, left = round((height - size) / 2), round((width - size) / 2)
+        across, down = lazy.width / width, lazy.height / height
+        rows = left * across, 0, (left + size) * across, lazy.height
+        columns = 0, top * down, size, (top + size) * down
+        narrow = full.resize((size, lazy.height), Image.Resampling.BICUBIC, rows)
+        return np.array(narrow.resize((size, size), Image.Resampling.BICUBIC, columns))
+    pixels = resize(lazy.cut(whole, scale=short_side / shorter), height, width)
     return np.ascontiguousarray(pixels[top : top + size, left : left + size])
 
 
