@@ -96,6 +96,8 @@ def _is_finite(program: Program, equation: JaxprEqn, x: Value) -> Value:
 
 @OPERATORS.add("select_n", broadcasts=True)
 def _select(program: Program, equation: JaxprEqn, which: Value, no: Value, yes: Value) -> Value:
+    if equation.invars[0].aval.dtype != np.bool_:  # of a branch under vmap
+        which = program.cast(which, bool)
     return program.where(which, yes, no, equation.outvars[0].aval.dtype)
 
 
