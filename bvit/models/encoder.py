@@ -82,6 +82,23 @@ class Attention(nn.Module):
         return mixed, Attended(key, weights)
 
 
+class DenseGelu(nn.Module):
+    """A dense layer with an exact GELU after it; its parameters are those of `flax.linen.Dense`."""
+
+    features: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n t width"]) -> Float[Array, "n t features"]:
+        """Transforms each token by itself."""
+        kernel = self.param("kernel", truncated_normal, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        arrays = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return backends.by_token(
+            lambda x, kernel, bias: nn.gelu(x @ kernel + bias, approximate=False), *arrays
+        )
+
+
 class Mlp(nn.Module):
     """Two dense layers with an exact GELU between them."""
 
@@ -92,15 +109,15 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n t width"], train: bool) -> Float[Array, "n t width"]:
         """Transforms each token by itself."""
-        dense = functools.partial(
-            nn.Dense,
+        hidden = DenseGelu(self.hidden, self.dtype, name="fc1")(x)
+        hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
+        return nn.Dense(
+            x.shape[-1],
             dtype=self.dtype,
             kernel_init=truncated_normal,
             dot_general=backends.dot_general,
-        )
-        hidden = nn.gelu(dense(self.hidden, name="fc1")(x), approximate=False)
-        hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
-        return dense(x.shape[-1], name="fc2")(hidden)
+            name="fc2",
+        )(hidden)
 
 
 class Block(nn.Module):
