@@ -19,7 +19,7 @@ from bvit.tokens import parse
 NAME, SIZE, BATCH = "deit_tiny_patch16_224", 224, 32
 FILES = 448
 WORKERS = 2
-POLICIES = ("keep", "cluster:0.5")
+POLICIES = ("keep", "cluster:0.5", "tome:0.5")
 
 
 def cases(folder: Path) -> Iterator[Case]:
