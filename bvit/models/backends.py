@@ -41,10 +41,6 @@ def dot_general(
 ) -> Float[Array, "..."]:
     """The same as lax.dot_general, for the layers that treat each token by itself.
 
-    On CPUs the axes before those that are contracted become one: over several, XLA takes the
-    kernel's gradient from transposed copies of x. On TPUs this very reshaping would copy x, whose
-    tokens are tiled by eight.
-
     Args:
       x: tokens; its last axes are contracted, as `flax.linen.Dense(dot_general=…)` calls it.
       kernel: of the layer.
@@ -53,39 +49,37 @@ def dot_general(
       preferred_element_type: of lax.dot_general.
     """
     (axes, kernel_axes), _ = dimension_numbers
-    free = x.ndim - len(axes)
+    from_last = [axis - x.ndim for axis in axes]
 
-    def product(x: Array, kernel: Array, axes: Sequence[int] = axes) -> Array:
-        numbers = ((axes, kernel_axes), ((), ()))
+    def product(x: Array, kernel: Array) -> Array:
+        numbers = (([axis + x.ndim for axis in from_last], kernel_axes), ((), ()))
         return lax.dot_general(x, kernel, numbers, precision, preferred_element_type)
 
-    def flattened(x: Array, kernel: Array) -> Array:
-        rows = x.reshape(-1, *x.shape[free:])
-        result = product(rows, kernel, [axis - free + 1 for axis in axes])
-        return result.reshape(*x.shape[:free], *result.shape[1:])
-
-    if free < 2:
-        return product(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=flattened, default=product)
+    return by_token(product, x, kernel, features=len(axes))
 
 
 def by_token(
-    function: Callable[..., Array], x: Float[Array, "*b c"], *weights: Array
-) -> Float[Array, "*b d"]:
-    """function(x, *weights), which treats each token by itself; on CPUs over one axis of tokens.
+    function: Callable[..., Array], x: Float[Array, "..."], *weights: Array, features: int = 1
+) -> Float[Array, "..."]:
+    """function(x, *weights), which treats each token by itself.
 
-    Over several axes, XLA's CPU backend takes longer for what comes after a product: a tenth of the
-    forward pass of a ViT-S at batch 32, if that is a GELU.
+    On CPUs the axes before those of the features become one: over several, XLA takes the gradient
+    of a dense layer from transposed copies of x, and a GELU after it takes longer. On TPUs this
+    very reshaping would copy x, whose tokens are tiled by eight.
 
     Args:
       function: of tokens, over any axes, and weights.
-      x: tokens; the last axis is their features.
+      x: tokens.
       *weights: what else the function takes.
+      features: the number of last axes of x that belong to one token.
     """
+    tokens = x.shape[: x.ndim - features]
+    if len(tokens) < 2:
+        return function(x, *weights)
 
     def flattened(x: Array, *weights: Array) -> Array:
-        rows = function(x.reshape(-1, x.shape[-1]), *weights)
-        return rows.reshape(*x.shape[:-1], rows.shape[-1])
+        rows = function(x.reshape(-1, *x.shape[len(tokens) :]), *weights)
+        return rows.reshape(*tokens, *rows.shape[1:])
 
     return lax.platform_dependent(x, *weights, cpu=flattened, default=function)
 

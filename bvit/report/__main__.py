@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> None:
         for path, figure in figures.items():
             outputs.write_figure(path, figure, dpi=plots.DOTS_PER_INCH)
         if form == "html":
-            shown = {TITLES[name]: figure for name, figure in drawn.items() if on_page}
+            shown = {TITLES[name]: drawn[name] for name in drawn} if on_page else {}
             text = formats.as_html(f"bvit: {len(runs)} runs", sections, shown)
         elif form == "csv":
             text = formats.as_csv(tables.tidy_lines(groups, _by_run(groups, baseline, policy)))
