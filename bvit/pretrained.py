@@ -102,7 +102,8 @@ def identify(name: str | Path, path: str | Path) -> Weights:
     options: dict[str, Any] = {"num_classes": num_classes}
     if models.is_vit(model):
         options["image_size"] = preprocess.image_size
-        if "params/cls_token" not in published_paths(arrays):
+        has_class_token = "params/cls_token" in published_paths(arrays)
+        if models.create(model).pool == "cls" and not has_class_token:
             options["pool"] = "mean"
     return Weights(model, options, preprocess, arrays)
 
@@ -144,8 +145,10 @@ def _model(name: str, source: str) -> tuple[str, int]:
                 f"command with --model=NAME. There are {', '.join(models.MODELS)}."
             )
     plain = name.partition(".")[0]  # behind the dot timm has how the weights were trained
-    size, base = SIZE.search(plain), SIZE.sub("_224", plain)
-    if base not in models.MODELS:
+    size = SIZE.search(plain)
+    bases = (plain, SIZE.sub("_224", plain), SIZE.sub("_256", plain))
+    base = next((one for one in bases if one in models.MODELS), "")
+    if not base:
         models.create(name)  # raises, and suggests
     return base, int(size[1]) if size else 224
 

@@ -17,6 +17,8 @@ from bvit.image.checks import short
 from bvit.image.color import MAX_STRENGTHS
 from bvit.image.focus_measures import FOCUS_MEASURES
 from bvit.models.attention import IMPLEMENTATIONS
+from bvit.models.encoder import ACTIVATIONS
+from bvit.models.vit import POOLS
 
 # What models may compute in.
 DTYPES = ("float32", "bfloat16")
@@ -243,8 +245,12 @@ MODEL_RULES: Mapping[str, Rule] = {
     "depth": optional(whole(1, MOST_DEPTH)),
     "num_heads": optional(whole(1, MOST_WIDTH)),
     "mlp_ratio": optional(above(0)),
-    "pool": optional(choice("cls", "mean")),
+    "pool": optional(choice(*POOLS)),
     "distilled": optional(FLAG),
+    "registers": optional(whole(0)),
+    "pre_norm": optional(FLAG),
+    "activation": optional(choice(*ACTIVATIONS)),
+    "norm_epsilon": optional(above(0)),
     "dropout": optional(share()),
     "stochastic_depth": optional(share()),
     "attention": optional(choice(*IMPLEMENTATIONS)),

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from published import add_pico, write_weights
+from published import PICO, add_pico, write_weights
 from safetensors.numpy import save_file
 
 import bvit
+from bvit import models
 from bvit.data import decode, preprocessing
 from bvit.data.preprocessing import HALF, by_name
 from bvit.image.pixels import IMAGENET_MEAN
@@ -50,6 +51,17 @@ PUBLISHED = {
     ("vit_large_patch14_224", "patch14_clip_224.openai_ft_in1k"): ("clip", 224, "bicubic"),
     ("vit_large_patch14_224", "patch14_clip_224.laion2b_ft_in1k"): ("half", 224, "bicubic"),
     ("vit_base_patch16_224", "vit_base_patch16_siglip_224"): ("half", 248, "bicubic"),
+    ("vit_base_patch16_384", "vit_base_patch16_siglip_384"): ("half", 426, "bicubic"),
+    ("vit_medium_patch16_224", "timm/vit_medium_patch16_reg4_gap_256.sbb_in1k"): (
+        "half",
+        235,
+        "bicubic",
+    ),
+    ("vit_medium_patch16_reg4_gap_384", "timm/vit_medium_patch16_reg4_gap_384.sbb2_in1k"): (
+        "half",
+        384,
+        "bicubic",
+    ),
     ("resnet50", "timm/resnet50.gluon_in1k"): ("imagenet", 256, "bicubic"),
     ("vgg16_bn", "timm/vgg16_bn.tv_in1k"): ("imagenet", 256, "bilinear"),
     ("googlenet", "googlenet-1378be20.pth"): ("imagenet", 256, "bilinear"),
@@ -85,6 +97,17 @@ def test_size_and_pooling_follow_from_name_and_arrays(weights):
     path = weights("deit_pico_patch16_384.safetensors", image_size=384, pool="mean")
     model, _, preprocess = bvit.pretrained.open(path)
     assert model.image_size == preprocess.image_size == 384 and model.pool == "mean"
+
+
+def test_a_model_made_for_256_pixels_is_known_at_384(weights, monkeypatch):
+    options = {"registers": 4, "pool": "mean"}
+    name = "vit_pico_patch16_reg4_gap_256"
+    monkeypatch.setitem(models.MODELS, name, partial(PICO, image_size=256, **options))
+    for size in (256, 384):
+        path = weights(f"vit_pico_patch16_reg4_gap_{size}.safetensors", image_size=size, **options)
+        model, _, preprocess = bvit.pretrained.open(path)
+        assert model.image_size == preprocess.image_size == size
+        assert model.registers == 4 and model.pool == "mean"
 
 
 def test_timms_config_is_followed(weights):

@@ -129,7 +129,9 @@ RECIPES: tuple[tuple[str, Recipe], ...] = (
     (r"patch14_clip|clip\w*_(336|384|448)", Recipe(1.0, "bicubic", *CLIP)),
     (r"clip", Recipe(0.9, "bicubic", *CLIP)),
     (r"_miil\.", Recipe(0.875, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))),
+    (r"_384 \S*\.sbb", Recipe(1.0, "bicubic", HALF, HALF)),
     (r"\.(sbb|sw)", Recipe(0.95, "bicubic", HALF, HALF)),
+    (r"siglip", Recipe(0.9, "bicubic", HALF, HALF)),
     (r"vit_\w+_384", Recipe(1.0, "bicubic", HALF, HALF)),
     (r"vit_", Recipe(0.9, "bicubic", HALF, HALF)),
     # torchvision resnet.py: IMAGENET1K_V2, by the hashes in the names of its files; timm's tv2.

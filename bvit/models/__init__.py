@@ -21,6 +21,14 @@ _tiny = partial(VisionTransformer, width=192, depth=12, num_heads=3)
 _small = partial(VisionTransformer, width=384, depth=12, num_heads=6)
 _base = partial(VisionTransformer, width=768, depth=12, num_heads=12)
 _large = partial(VisionTransformer, width=1024, depth=24, num_heads=16)
+# Of timm's "searching for better baselines": registers, the mean over patches, 256 px.
+_searched = partial(VisionTransformer, image_size=256, patch_size=16, pool="mean", registers=4)
+_little = partial(_searched, width=320, depth=14, num_heads=5, mlp_ratio=5.6)
+_medium = partial(_searched, width=512, depth=12, num_heads=8)
+_betwixt = partial(_searched, width=640, depth=12, num_heads=10)
+# The image towers of CLIP (Radford et al. 2021, arXiv:2103.00020), and those of OpenAI's weights.
+_clip = {"pre_norm": True, "norm_epsilon": 1e-5}
+_quick_clip = {**_clip, "activation": "quick_gelu"}
 
 # Convolutions in each stage: Simonyan and Zisserman 2015, table 1, columns A, B, D and E.
 _vgg11 = partial(VGG, depths=(1, 1, 2, 2, 2))
@@ -37,7 +45,8 @@ _resnet50 = partial(ResNet, block=Bottleneck, depths=(3, 4, 6, 3))
 #   torchvision  ResNets 9e-7, dilated (its convolutions set so) 7e-7, VGGs 3e-6, GoogLeNet 6e-7;
 #                in training resnet18 3e-6, vgg11_bn 5e-6, googlenet 2e-5 (auxiliary heads 1e-5)
 #   timm         resnet50 8e-7, vgg11 1e-6, vit_tiny_patch16 5e-7, vit_small_patch32 1e-6; resampled
-#                for other image and patch sizes 7e-7; from Google's names 1e-6
+#                for other image and patch sizes 7e-7; from Google's names 1e-6; with registers 8e-7
+#                (DINOv2, "little", "medium"); CLIP patch32 and its quickgelu 9e-7; SigLIP base 1e-6
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": partial(ResNet, block=BasicBlock, depths=(2, 2, 2, 2)),
     "resnet34": partial(ResNet, block=BasicBlock, depths=(3, 4, 6, 3)),
@@ -66,6 +75,28 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vit_small_patch14_dinov2": partial(_small, patch_size=14),
     "vit_base_patch14_dinov2": partial(_base, patch_size=14),
     "vit_large_patch14_dinov2": partial(_large, patch_size=14),
+    # The same with registers (Darcet et al. 2024, arXiv:2309.16588).
+    "vit_small_patch14_reg4_dinov2": partial(_small, patch_size=14, registers=4),
+    "vit_base_patch14_reg4_dinov2": partial(_base, patch_size=14, registers=4),
+    "vit_large_patch14_reg4_dinov2": partial(_large, patch_size=14, registers=4),
+    "vit_little_patch16_reg1_gap_256": partial(_little, registers=1),
+    "vit_little_patch16_reg4_gap_256": partial(_little),
+    "vit_medium_patch16_reg1_gap_256": partial(_medium, registers=1),
+    "vit_medium_patch16_reg4_gap_256": partial(_medium),
+    "vit_mediumd_patch16_reg4_gap_256": partial(_medium, depth=20),
+    "vit_betwixt_patch16_reg1_gap_256": partial(_betwixt, registers=1),
+    "vit_betwixt_patch16_reg4_gap_256": partial(_betwixt),
+    "vit_base_patch32_clip_224": partial(_base, patch_size=32, **_clip),
+    "vit_base_patch16_clip_224": partial(_base, patch_size=16, **_clip),
+    "vit_large_patch14_clip_224": partial(_large, patch_size=14, **_clip),
+    "vit_base_patch32_clip_quickgelu_224": partial(_base, patch_size=32, **_quick_clip),
+    "vit_base_patch16_clip_quickgelu_224": partial(_base, patch_size=16, **_quick_clip),
+    "vit_large_patch14_clip_quickgelu_224": partial(_large, patch_size=14, **_quick_clip),
+    # The image towers of SigLIP (Zhai et al. 2023, arXiv:2303.15343).
+    "vit_base_patch16_siglip_224": partial(_base, patch_size=16, pool="attention"),
+    "vit_large_patch16_siglip_256": partial(
+        _large, patch_size=16, pool="attention", image_size=256
+    ),
     # The ViTs of Touvron et al. 2021 under timm's names, so that their weights are known by them.
     "deit_tiny_patch16_224": partial(_tiny, patch_size=16),
     "deit_small_patch16_224": partial(_small, patch_size=16),

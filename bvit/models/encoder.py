@@ -1,6 +1,7 @@
 """The encoder's layer: multi-head attention and an MLP (Vaswani et al. 2017), normed beforehand."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -12,11 +13,14 @@ from bvit.models.attention import attend, over_queries
 from bvit.tokens.policy import Attention as Attended
 from bvit.tokens.policy import Policy, Tokens, ViTShape
 
-# The values of the published ViTs, which timm and Google's vision_transformer share.
-NORM_EPSILON = 1e-6
-INIT_STDDEV = 0.02
+INIT_STDDEV = 0.02  # as timm and Google's vision_transformer draw
 
-layer_norm = functools.partial(nn.LayerNorm, epsilon=NORM_EPSILON)
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # Hendrycks and Gimpel 2016, section 2
+}
+
 truncated_normal = nn.initializers.truncated_normal(INIT_STDDEV)
 
 
@@ -82,10 +86,11 @@ class Attention(nn.Module):
         return mixed, Attended(key, weights)
 
 
-class DenseGelu(nn.Module):
-    """A dense layer with an exact GELU after it; its parameters are those of `flax.linen.Dense`."""
+class ActivatedDense(nn.Module):
+    """A dense layer and an activation; the parameters are those of `flax.linen.Dense`."""
 
     features: int
+    activation: str
     dtype: DTypeLike
 
     @nn.compact
@@ -94,22 +99,22 @@ class DenseGelu(nn.Module):
         kernel = self.param("kernel", truncated_normal, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         arrays = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return backends.by_token(
-            lambda x, kernel, bias: nn.gelu(x @ kernel + bias, approximate=False), *arrays
-        )
+        activate = ACTIVATIONS[self.activation]
+        return backends.by_token(lambda x, kernel, bias: activate(x @ kernel + bias), *arrays)
 
 
 class Mlp(nn.Module):
-    """Two dense layers with an exact GELU between them."""
+    """Two dense layers with an activation between them."""
 
     hidden: int
+    activation: str
     dropout: float
     dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "n t width"], train: bool) -> Float[Array, "n t width"]:
         """Transforms each token by itself."""
-        hidden = DenseGelu(self.hidden, self.dtype, name="fc1")(x)
+        hidden = ActivatedDense(self.hidden, self.activation, self.dtype, name="fc1")(x)
         hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
         return nn.Dense(
             x.shape[-1],
@@ -118,6 +123,12 @@ class Mlp(nn.Module):
             dot_general=backends.dot_general,
             name="fc2",
         )(hidden)
+
+
+def size_bias(tokens: Tokens) -> Float[Array, "n t"] | None:
+    """What attention adds to the logits of each token, so that it counts as all its patches."""
+    # Padding has size 0 and is masked: its bias has only to be finite.
+    return None if tokens.size is None else jnp.log(jnp.maximum(tokens.size, 1))
 
 
 class Block(nn.Module):
@@ -131,6 +142,8 @@ class Block(nn.Module):
       number: of the block, counted from 1.
       num_heads: attention heads.
       mlp_ratio: hidden features of the MLP, as a multiple of the width.
+      activation: of the MLP, a key of `ACTIVATIONS`.
+      norm_epsilon: of the layer norms.
       dropout: rate after each branch and inside the MLP.
       drop_path: probability that an image skips a branch (Huang et al. 2016).
       dtype: what is computed in.
@@ -142,6 +155,8 @@ class Block(nn.Module):
     number: int
     num_heads: int
     mlp_ratio: float
+    activation: str
+    norm_epsilon: float
     dropout: float
     drop_path: float
     dtype: DTypeLike
@@ -165,16 +180,53 @@ class Block(nn.Module):
                 branch
             )
 
-        # Padding has size 0 and is masked: its bias has only to be finite.
-        bias = None if tokens.size is None else jnp.log(jnp.maximum(tokens.size, 1))
+        layer_norm = functools.partial(nn.LayerNorm, self.norm_epsilon, self.dtype)
         keep_weights = self.policy.reads_weights(self.number, self.vit)
         branch, attention = Attention(
             self.num_heads, self.dtype, keep_weights, self.attention, name="attn"
-        )(layer_norm(dtype=self.dtype, name="norm1")(tokens.x), tokens.mask, bias)
+        )(layer_norm(name="norm1")(tokens.x), tokens.mask, size_bias(tokens))
         tokens = tokens.replace(x=tokens.x + dropped(branch))
         tokens = self.policy.reduce(tokens, attention, self.number, plan=plan, vit=self.vit)
         hidden = round(tokens.x.shape[-1] * self.mlp_ratio)
-        branch = Mlp(hidden, self.dropout, self.dtype, name="mlp")(
-            layer_norm(dtype=self.dtype, name="norm2")(tokens.x), train
+        branch = Mlp(hidden, self.activation, self.dropout, self.dtype, name="mlp")(
+            layer_norm(name="norm2")(tokens.x), train
         )
         return tokens.replace(x=tokens.x + dropped(branch))
+
+
+class AttentionPool(nn.Module):
+    """Pools the tokens of each image by one learned query (Zhai et al. 2022, arXiv:2106.04560).
+
+    Attributes:
+      num_heads: attention heads.
+      hidden: units of the MLP.
+      activation: of the MLP, a key of `ACTIVATIONS`.
+      norm_epsilon: of the layer norm.
+    """
+
+    num_heads: int
+    hidden: int
+    activation: str
+    norm_epsilon: float
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "n t width"],
+        mask: Bool[Array, "n t"] | None,
+        bias: Float[Array, "n t"] | None,
+    ) -> Float[Array, "n width"]:
+        """Pools the tokens, float32; mask and bias are those of `Attention`."""
+        n, _, width = x.shape
+        latent = self.param("latent", truncated_normal, (1, 1, width))
+        dense = functools.partial(nn.Dense, kernel_init=truncated_normal)
+        by_head = width // self.num_heads
+        query = dense(width, name="q")(latent).reshape(1, 1, self.num_heads, by_head)
+        both = dense(2 * width, name="kv")(x).reshape(*x.shape[:2], 2, self.num_heads, by_head)
+        key, value = jnp.moveaxis(both, 2, 0)
+        query = jnp.broadcast_to(query, (n, *query.shape[1:]))
+        mixed = nn.dot_product_attention(query, key, value, over_queries(bias), over_queries(mask))
+        pooled = dense(width, name="proj")(mixed.reshape(n, 1, width))
+        normed = nn.LayerNorm(self.norm_epsilon, name="norm")(pooled)
+        mlp = Mlp(self.hidden, self.activation, 0.0, jnp.float32, name="mlp")
+        return (pooled + mlp(normed, False))[:, 0]

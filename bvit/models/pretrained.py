@@ -37,10 +37,7 @@ CNN_IMAGE_SIZE = 224
 
 # What bvit's ViTs lack, by a part of the names that published weights give it.
 UNSUPPORTED = {
-    "reg_token": "register tokens",
     "q_norm": "normalised queries and keys",
-    "attn_pool": "pooling by attention",
-    "norm_pre": "a norm before the blocks",
     "vit.encoder.": "the names of Hugging Face's transformers (timm has the same weights)",
     "encoder.layers.": "the names of torchvision's ViTs (timm has ViTs too)",
 }
@@ -193,7 +190,7 @@ def _fitted_to_vit(
     for path, (source, array) in published.items():
         shape = wanted.get(path, array.shape)
         if path == "params/pos_embed" and array.ndim == 3:
-            array = resample.resample_positions(array, model.grid, prefix=model.shape.prefix)
+            array = resample.resample_positions(array, model.grid, prefix=model.positioned)
         elif path == "params/patch_embed/kernel" and array.ndim == 4:
             array = resample.resample_patch_kernel(array, model.patch_size)
         elif "/attn/" in path and array.ndim < len(shape) and array.size == np.prod(shape):

@@ -12,12 +12,12 @@ from jaxtyping import Array, DTypeLike, Float
 from bvit.image.patches import check_patch_size
 from bvit.models import backends
 from bvit.models.attention import IMPLEMENTATIONS
-from bvit.models.encoder import Block, layer_norm, truncated_normal
+from bvit.models.encoder import ACTIVATIONS, AttentionPool, Block, size_bias, truncated_normal
 from bvit.tokens.policy import Policy, Tokens, ViTShape, with_prefix
 
 CHANNELS = 3
 
-POOLS = ("cls", "mean")
+POOLS = ("cls", "mean", "attention")
 
 
 class PatchEmbed(nn.Module):
@@ -29,6 +29,7 @@ class PatchEmbed(nn.Module):
 
     width: int
     patch_size: int
+    use_bias: bool
     dtype: DTypeLike
 
     @nn.compact
@@ -36,10 +37,12 @@ class PatchEmbed(nn.Module):
         """Embeds tiles of p·p·c pixels, flattened in the order (row, column, channel)."""
         shape = (self.patch_size, self.patch_size, CHANNELS, self.width)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        tiles, kernel, bias = nn.dtypes.promote_dtype(tiles, kernel, bias, dtype=self.dtype)
+        tiles, kernel = nn.dtypes.promote_dtype(tiles, kernel, dtype=self.dtype)
         by_pixel = (((2,), (0,)), ((), ()))
-        return backends.dot_general(tiles, kernel.reshape(-1, self.width), by_pixel) + bias
+        x = backends.dot_general(tiles, kernel.reshape(-1, self.width), by_pixel)
+        if not self.use_bias:
+            return x
+        return x + self.param("bias", nn.initializers.zeros, (self.width,)).astype(x.dtype)
 
 
 class VisionTransformer(nn.Module):
@@ -60,10 +63,17 @@ class VisionTransformer(nn.Module):
       pool: what the head reads. "cls": the class token, after the final norm. "mean": the mean of
         the patch tokens, normed after averaging (timm's `fc_norm`); there is no class token then. A
         merged token counts as often as the patches it stands for, so that the mean stays one over
-        the area of the image, whatever the plan.
+        the area of the image, whatever the plan. "attention": what a learned query finds in the
+        normed tokens, as in SigLIP (timm's `attn_pool`); there is no class token either.
       distilled: a second token before the patches, DeiT's distillation token, with a head of its
         own; the logits are the mean of both heads' (Touvron et al. 2021, arXiv:2012.12877, section
         4). Needs pool="cls".
+      registers: tokens before the patches that nothing reads (Darcet et al. 2024,
+        arXiv:2309.16588). With them only patches have a position embedding.
+      pre_norm: norm the tokens before the first block, and embed patches without a bias, as CLIP.
+      activation: of the MLPs: "gelu"; "gelu_tanh", its approximation by tanh; "quick_gelu", by a
+        sigmoid, as in OpenAI's CLIP.
+      norm_epsilon: of the layer norms.
       dropout: rate on the embeddings and inside and after the branches, when training.
       stochastic_depth: rate at which the last block's branches are skipped, when training; it grows
         linearly from 0 at the first block (Huang et al. 2016, arXiv:1603.09382).
@@ -82,6 +92,10 @@ class VisionTransformer(nn.Module):
     mlp_ratio: float = 4.0
     pool: str = "cls"
     distilled: bool = False
+    registers: int = 0
+    pre_norm: bool = False
+    activation: str = "gelu"
+    norm_epsilon: float = 1e-6
     dropout: float = 0.0
     stochastic_depth: float = 0.0
     dtype: DTypeLike = jnp.float32
@@ -98,16 +112,22 @@ class VisionTransformer(nn.Module):
                 f"width must be a multiple of num_heads: got width={self.width}, "
                 f"num_heads={self.num_heads}; use width={' or '.join(fits)}."
             )
-        if self.pool not in POOLS:
-            raise ValueError(f"pool must be one of {', '.join(POOLS)}: got {self.pool!r}.")
-        if self.attention not in IMPLEMENTATIONS:
-            raise ValueError(
-                f"attention must be one of {', '.join(IMPLEMENTATIONS)}: got {self.attention!r}."
-            )
+        for name, allowed in (
+            ("pool", POOLS),
+            ("attention", IMPLEMENTATIONS),
+            ("activation", ACTIVATIONS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(allowed)}: got {getattr(self, name)!r}."
+                )
         if self.distilled and self.pool != "cls":
             raise ValueError(
-                "distilled adds a token beside the class token: got pool='mean'; use pool='cls'."
+                f"distilled adds a token beside the class token: got pool={self.pool!r}; use "
+                "pool='cls'."
             )
+        if self.registers < 0:
+            raise ValueError(f"registers must be a number of tokens: got {self.registers}.")
         for name in ("dropout", "stochastic_depth"):
             rate = getattr(self, name)
             if not 0 <= rate < 1:
@@ -127,8 +147,29 @@ class VisionTransformer(nn.Module):
     @property
     def shape(self) -> ViTShape:
         """What token policies have to know."""
-        prefix = int(self.pool == "cls") + int(self.distilled)
-        return ViTShape(self.grid, self.patch_size, self.depth, self.width, self.mlp_ratio, prefix)
+        return ViTShape(
+            self.grid,
+            self.patch_size,
+            self.depth,
+            self.width,
+            self.mlp_ratio,
+            sum(self._prefix.values()),
+            self.pool == "cls",
+        )
+
+    @property
+    def _prefix(self) -> dict[str, int]:
+        """The tokens before those of the patches, by the name of their parameter."""
+        return {
+            "cls_token": int(self.pool == "cls"),
+            "dist_token": int(self.distilled),
+            "reg_token": self.registers,
+        }
+
+    @property
+    def positioned(self) -> int:
+        """How many of the tokens before those of the patches have a position embedding."""
+        return 0 if self.registers else self.shape.prefix
 
     @nn.compact
     def __call__(
@@ -160,6 +201,9 @@ class VisionTransformer(nn.Module):
         policy.counts(self.shape)  # raises for a budget that can't be
         tokens = self._embed(images, policy, plan)
         tokens = tokens.replace(x=nn.Dropout(self.dropout, deterministic=not train)(tokens.x))
+        if self.pre_norm:
+            norm = nn.LayerNorm(self.norm_epsilon, self.dtype, name="norm_pre")
+            tokens = tokens.replace(x=norm(tokens.x))
         # Argument 3 is `train`, which is static (0 is the module).
         block = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
         for i in range(self.depth):
@@ -167,6 +211,8 @@ class VisionTransformer(nn.Module):
                 number=i + 1,
                 num_heads=self.num_heads,
                 mlp_ratio=self.mlp_ratio,
+                activation=self.activation,
+                norm_epsilon=self.norm_epsilon,
                 dropout=self.dropout,
                 drop_path=self.stochastic_depth * i / max(self.depth - 1, 1),
                 dtype=self.dtype,
@@ -221,37 +267,59 @@ class VisionTransformer(nn.Module):
     def _embed(self, images: Float[Array, "n h w 3"], policy: Policy, plan: Any) -> Tokens:
         """The encoder's tokens: the class token, where there is one, and those of the patches."""
         prefix = self.shape.prefix
-        embed = PatchEmbed(self.width, self.patch_size, self.dtype, name="patch_embed")
-        positions = self.param(
-            "pos_embed", truncated_normal, (1, prefix + self.shape.patches, self.width)
+        embed = PatchEmbed(
+            self.width, self.patch_size, not self.pre_norm, self.dtype, name="patch_embed"
         )
-        own, positions = positions[:, :prefix], positions[:, prefix:].astype(self.dtype)
+        count = self.positioned + self.shape.patches
+        positions = self.param("pos_embed", truncated_normal, (1, count, self.width))
+        own, positions = positions[:, : self.positioned], positions[:, self.positioned :]
+        positions = positions.astype(self.dtype)
         tokens = policy.embed(
             images, positions.reshape(1, *self.grid, -1), embed, plan=plan, vit=self.shape
         )
         if not prefix:
             return tokens
-        names = ("cls_token", "dist_token")[:prefix]
-        first = [self.param(name, truncated_normal, (1, 1, self.width)) for name in names]
-        first = (jnp.concatenate(first, axis=1) + own).astype(self.dtype)
+        first = jnp.concatenate(
+            [
+                self.param(name, truncated_normal, (1, tokens_of_it, self.width))
+                for name, tokens_of_it in self._prefix.items()
+                if tokens_of_it
+            ],
+            axis=1,
+        )
+        first = (first + own if self.positioned else first).astype(self.dtype)
         first = jnp.broadcast_to(first, (len(images), prefix, self.width))
         size = None if tokens.size is None else with_prefix(tokens.size, prefix)
         return tokens.replace(x=jnp.concatenate([first, tokens.x], axis=1), size=size)
 
     def _classify(self, tokens: Tokens) -> Float[Array, "n num_classes"]:
         """Pools the tokens, norms, and applies the head, in float32."""
-        x, size = tokens.x.astype(jnp.float32), tokens.size
-        if self.pool == "cls":
-            pooled = x[:, : self.shape.prefix]
-        elif size is None:
-            pooled = x.mean(axis=1)
-        else:
-            pooled = (size[..., None] * x).sum(axis=1) / size.sum(axis=1, keepdims=True)
-        pooled = layer_norm(name="norm")(pooled)
+        norm = nn.LayerNorm(self.norm_epsilon, name="norm")
         head = functools.partial(nn.Dense, self.num_classes, kernel_init=truncated_normal)
+        x, prefix = tokens.x.astype(jnp.float32), self.shape.prefix
+        patches = Tokens(
+            x[:, prefix:],
+            None if tokens.size is None else tokens.size[:, prefix:],
+            None if tokens.mask is None else tokens.mask[:, prefix:],
+        )
+        if self.pool == "attention":
+            hidden = round(self.width * self.mlp_ratio)
+            pool = AttentionPool(
+                self.num_heads, hidden, self.activation, self.norm_epsilon, name="attn_pool"
+            )
+            return head(name="head")(pool(norm(patches.x), patches.mask, size_bias(patches)))
         if self.pool == "mean":
-            return head(name="head")(pooled)
+            return head(name="head")(norm(_mean(patches)))
+        pooled = norm(x[:, : 1 + self.distilled])
         logits = head(name="head")(pooled[:, 0])
         if self.distilled:
             logits = (logits + head(name="head_dist")(pooled[:, 1])) / 2
         return logits
+
+
+def _mean(patches: Tokens) -> Float[Array, "n width"]:
+    """The mean token of each image, over its area."""
+    if patches.size is None:
+        return patches.x.mean(axis=1)
+    total = (patches.size[..., None] * patches.x).sum(axis=1)
+    return total / patches.size.sum(axis=1, keepdims=True)

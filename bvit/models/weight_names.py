@@ -13,6 +13,7 @@ import numpy as np
 TORCH_LEAVES = {
     "bias": "params/{}/bias",
     "gamma": "params/{}/gamma",
+    "latent": "params/{}/latent",
     "running_mean": "batch_stats/{}/mean",
     "running_var": "batch_stats/{}/var",
 }

@@ -32,7 +32,7 @@ class Evit(StagedPolicy):
         Raises:
           ValueError: it has none.
         """
-        if not vit.prefix:
+        if not vit.has_class_token:
             raise ValueError(
                 'policy evit needs the attention of a class token: use a ViT with pool="cls", or '
                 "policy cluster."

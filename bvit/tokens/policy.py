@@ -40,7 +40,9 @@ class ViTShape(NamedTuple):
       depth: number of blocks.
       width: features of a token.
       mlp_ratio: hidden features of the MLP, as a multiple of width.
-      prefix: tokens before those of the patches: the class token and, of a distilled DeiT, another.
+      prefix: tokens before those of the patches: the class token, a distilled DeiT's second one,
+        registers.
+      has_class_token: whether the first token is the class token.
     """
 
     grid: tuple[int, int]
@@ -49,6 +51,7 @@ class ViTShape(NamedTuple):
     width: int = 192
     mlp_ratio: float = 4.0
     prefix: int = 1
+    has_class_token: bool = True
 
     @property
     def patches(self) -> int:

@@ -39,20 +39,37 @@ def _googlenet_state():
     return net.state
 
 
-def _vit_state(class_token=True, distilled=False, scaled=False):
+def _vit_state(pool="cls", distilled=False, scaled=False, registers=0, pre_norm=False):
     rng = np.random.default_rng(0)
-    norm = "norm" if class_token else "fc_norm"  # timm's, where tokens are averaged
+    norm = "fc_norm" if pool == "mean" else "norm"  # timm's, where tokens are averaged
+    own = 0 if registers else (pool == "cls") + distilled
     shapes = {
-        "pos_embed": (1, 16 + class_token + distilled, WIDTH),
+        "pos_embed": (1, 16 + own, WIDTH),
         "patch_embed.proj.weight": (WIDTH, 3, PATCH, PATCH),
-        "patch_embed.proj.bias": (WIDTH,),
         f"{norm}.weight": (WIDTH,),
         f"{norm}.bias": (WIDTH,),
         "head.weight": (CLASSES, WIDTH),
         "head.bias": (CLASSES,),
     }
-    if class_token:
+    if pool == "cls":
         shapes["cls_token"] = (1, 1, WIDTH)
+    if registers:
+        shapes["reg_token"] = (1, registers, WIDTH)
+    if pre_norm:
+        shapes |= {"norm_pre.weight": (WIDTH,), "norm_pre.bias": (WIDTH,)}
+    else:
+        shapes["patch_embed.proj.bias"] = (WIDTH,)
+    if pool == "attention":
+        shapes["attn_pool.latent"] = (1, 1, WIDTH)
+        for name, shape in {
+            "q": (WIDTH, WIDTH),
+            "kv": (2 * WIDTH, WIDTH),
+            "proj": (WIDTH, WIDTH),
+            "norm": (WIDTH,),
+            "mlp.fc1": (4 * WIDTH, WIDTH),
+            "mlp.fc2": (WIDTH, 4 * WIDTH),
+        }.items():
+            shapes |= {f"attn_pool.{name}.weight": shape, f"attn_pool.{name}.bias": shape[:1]}
     if distilled:
         shapes |= {"dist_token": (1, 1, WIDTH), "head_dist.weight": (CLASSES, WIDTH)}
         shapes["head_dist.bias"] = (CLASSES,)
@@ -72,7 +89,8 @@ def _vit_state(class_token=True, distilled=False, scaled=False):
 
 
 def _layer_norm(state, name, x):
-    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    epsilon = 1e-5 if "norm_pre.weight" in state else 1e-6
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon)
     return x * state[f"{name}.weight"] + state[f"{name}.bias"]
 
 
@@ -82,17 +100,33 @@ def _dense(state, name, x):
 
 def _attention(state, name, x):
     """timm's, one image, one head and one token at a time."""
-    qkv = _dense(state, f"{name}.qkv", x).reshape(len(x), 3, HEADS, -1)
-    mixed = np.zeros((len(x), HEADS, WIDTH // HEADS))
+    query, key, value = np.split(_dense(state, f"{name}.qkv", x), 3, axis=1)
+    return _dense(state, f"{name}.proj", _mixed(query, key, value))
+
+
+def _mixed(query, key, value):
+    mixed, size = np.zeros(query.shape), WIDTH // HEADS
     for head in range(HEADS):
-        query, key, value = (qkv[:, part, head] for part in range(3))
-        for token in range(len(x)):
-            weights = np.exp(key @ query[token] / np.sqrt(WIDTH // HEADS))
-            mixed[token, head] = weights @ value / weights.sum()
-    return _dense(state, f"{name}.proj", mixed.reshape(len(x), WIDTH))
+        part = slice(head * size, (head + 1) * size)
+        for token in range(len(query)):
+            weights = np.exp(key[:, part] @ query[token, part] / np.sqrt(size))
+            mixed[token, part] = weights @ value[:, part] / weights.sum()
+    return mixed
 
 
-def _vit(state, image, class_token=True):
+def _mlp(state, name, x, activation):
+    hidden = _dense(state, f"{name}.fc1", x)
+    hidden *= {
+        "gelu": lambda: (1 + erf(hidden / np.sqrt(2))) / 2,
+        "gelu_tanh": lambda: (
+            (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3))) / 2
+        ),
+        "quick_gelu": lambda: 1 / (1 + np.exp(-1.702 * hidden)),
+    }[activation]()
+    return _dense(state, f"{name}.fc2", hidden)
+
+
+def _vit(state, image, pool="cls", activation="gelu"):
     """timm's ViT on one image, channels last, in float64 loops."""
     state = {name: array.astype(np.float64) for name, array in state.items()}
     tokens = []
@@ -100,39 +134,63 @@ def _vit(state, image, class_token=True):
         for j in range(0, image.shape[1], PATCH):
             patch = image[i : i + PATCH, j : j + PATCH].astype(np.float64)
             kernel = state["patch_embed.proj.weight"]
-            tokens.append(np.einsum("hwc,ochw->o", patch, kernel) + state["patch_embed.proj.bias"])
-    if "dist_token" in state:
-        tokens.insert(0, state["dist_token"][0, 0])
-    if class_token:
-        tokens.insert(0, state["cls_token"][0, 0])
-    x = np.stack(tokens) + state["pos_embed"][0]
+            bias = state.get("patch_embed.proj.bias", 0)
+            tokens.append(np.einsum("hwc,ochw->o", patch, kernel) + bias)
+    names = ("cls_token", "dist_token", "reg_token")
+    prefix = [token for name in names for token in state.get(name, [[]])[0]]
+    positions = state["pos_embed"][0]
+    if "reg_token" in state:
+        positions = np.concatenate([np.zeros((len(prefix), WIDTH)), positions])
+    x = np.stack(prefix + tokens) + positions
+    if "norm_pre.weight" in state:
+        x = _layer_norm(state, "norm_pre", x)
     for i in range(DEPTH):
         scales = [state.get(f"blocks.{i}.{name}.gamma", 1) for name in ("ls1", "ls2")]
         mixed = _attention(state, f"blocks.{i}.attn", _layer_norm(state, f"blocks.{i}.norm1", x))
         x = x + scales[0] * mixed
-        hidden = _dense(state, f"blocks.{i}.mlp.fc1", _layer_norm(state, f"blocks.{i}.norm2", x))
-        hidden = hidden * (1 + erf(hidden / np.sqrt(2))) / 2
-        x = x + scales[1] * _dense(state, f"blocks.{i}.mlp.fc2", hidden)
+        normed = _layer_norm(state, f"blocks.{i}.norm2", x)
+        x = x + scales[1] * _mlp(state, f"blocks.{i}.mlp", normed, activation)
     if "dist_token" in state:
         first, second = _layer_norm(state, "norm", x[:2])
         return (_dense(state, "head", first) + _dense(state, "head_dist", second)) / 2
-    pooled = _layer_norm(state, "norm", x[0]) if class_token else None
-    if pooled is None:
-        pooled = _layer_norm(state, "fc_norm", x.mean(0))
+    patches = x[len(prefix) :]
+    if pool == "cls":
+        pooled = _layer_norm(state, "norm", x[0])
+    elif pool == "mean":
+        pooled = _layer_norm(state, "fc_norm", patches.mean(0))
+    else:
+        query = _dense(state, "attn_pool.q", state["attn_pool.latent"][0])
+        keys = _dense(state, "attn_pool.kv", _layer_norm(state, "norm", patches))
+        pooled = _dense(state, "attn_pool.proj", _mixed(query, *np.split(keys, 2, axis=1)))
+        normed = _layer_norm(state, "attn_pool.norm", pooled)
+        pooled = (pooled + _mlp(state, "attn_pool.mlp", normed, activation))[0]
     return _dense(state, "head", pooled)
 
 
 @pytest.mark.parametrize(
-    ("pool", "distilled", "scaled"),
-    [("cls", False, True), ("mean", False, False), ("cls", True, False)],
+    "options",
+    [
+        {"scaled": True},
+        {"pool": "mean"},
+        {"distilled": True},
+        {"registers": 3, "scaled": True},
+        {"registers": 2, "pool": "mean"},
+        {"pre_norm": True, "norm_epsilon": 1e-5},
+        {"pre_norm": True, "norm_epsilon": 1e-5, "activation": "quick_gelu"},
+        {"pool": "attention"},
+        {"pool": "attention", "registers": 1, "activation": "gelu_tanh"},
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
 )
-def test_a_vits_names_in_logits_out(pool, distilled, scaled):
-    class_token, options = pool == "cls", VIT | {"pool": pool, "distilled": distilled}
-    state = _vit_state(class_token, distilled, scaled)
+def test_a_vits_names_in_logits_out(options):
+    of_state = {"pool", "distilled", "scaled", "registers", "pre_norm"} & options.keys()
+    state = _vit_state(**{name: options[name] for name in of_state})
+    options = VIT | {name: value for name, value in options.items() if name != "scaled"}
     images = np.random.default_rng(1).normal(size=(2, 16, 16, 3)).astype(np.float32)
     variables = pretrained.convert(VIT_NAME, state, **options)
     logits = models.create(VIT_NAME, **options).apply(variables, images, train=False)
-    wanted = [_vit(state, image, class_token) for image in images]
+    pool, activation = options.get("pool", "cls"), options.get("activation", "gelu")
+    wanted = [_vit(state, image, pool, activation) for image in images]
     np.testing.assert_allclose(logits, wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -246,10 +304,9 @@ def test_another_models_weights_are_refused():
 
 def test_what_is_not_supported_has_a_name():
     state = _vit_state() | {
-        "reg_token": np.ones((1, 4, WIDTH)),
         "blocks.0.attn.q_norm.weight": np.ones(WIDTH // HEADS),
     }
-    with pytest.raises(ValueError, match="register tokens.*\n.*normalised queries.*\n2 arrays"):
+    with pytest.raises(ValueError, match="normalised queries.*\n1 arrays"):
         pretrained.convert(VIT_NAME, state, **VIT)
 
 

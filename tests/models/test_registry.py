@@ -38,6 +38,25 @@ PARAMETERS = {
     "vit_small_patch14_dinov2": 22_004_584,
     "vit_base_patch14_dinov2": 86_475_496,
     "vit_large_patch14_dinov2": 304_203_752,
+    # timm's own models without the scales of LayerScale, which are folded.
+    "vit_small_patch14_reg4_dinov2": 22_005_736,
+    "vit_base_patch14_reg4_dinov2": 86_477_800,
+    "vit_large_patch14_reg4_dinov2": 304_206_824,
+    "vit_little_patch16_reg1_gap_256": 22_506_088,
+    "vit_little_patch16_reg4_gap_256": 22_507_048,
+    "vit_medium_patch16_reg1_gap_256": 38_867_944,
+    "vit_medium_patch16_reg4_gap_256": 38_869_480,
+    "vit_mediumd_patch16_reg4_gap_256": 64_088_552,
+    "vit_betwixt_patch16_reg1_gap_256": 60_381_160,
+    "vit_betwixt_patch16_reg4_gap_256": 60_383_080,
+    "vit_base_patch32_clip_224": 88_225_000,
+    "vit_base_patch16_clip_224": 86_568_424,
+    "vit_large_patch14_clip_224": 304_204_776,
+    "vit_base_patch32_clip_quickgelu_224": 88_225_000,
+    "vit_base_patch16_clip_quickgelu_224": 86_568_424,
+    "vit_large_patch14_clip_quickgelu_224": 304_204_776,
+    "vit_base_patch16_siglip_224": 93_653_224,
+    "vit_large_patch16_siglip_256": 316_981_224,
     "deit_tiny_patch16_224": 5_717_416,
     "deit_small_patch16_224": 22_050_664,
     "deit_base_patch16_224": 86_567_656,
@@ -47,6 +66,11 @@ PARAMETERS = {
 }
 
 
+def _images(model, count):
+    size = getattr(model, "image_size", 224)
+    return jax.ShapeDtypeStruct((count, size, size, 3), jnp.float32)
+
+
 def test_every_row_has_a_known_parameter_count():
     assert set(models.MODELS) == set(PARAMETERS)
 
@@ -54,7 +78,7 @@ def test_every_row_has_a_known_parameter_count():
 @pytest.mark.parametrize("name", sorted(models.MODELS))
 def test_parameter_count(name):
     model = models.create(name)
-    images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    images = _images(model, 1)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
     shapes = [leaf.shape for leaf in jax.tree.leaves(variables["params"])]
     assert sum(math.prod(shape) for shape in shapes) == PARAMETERS[name]
@@ -64,7 +88,7 @@ def test_parameter_count(name):
 @pytest.mark.parametrize("name", sorted(models.MODELS))
 def test_logits_are_float32_in_bfloat16_compute(name):
     model = models.create(name, num_classes=7, dtype=jnp.bfloat16)
-    images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+    images = _images(model, 2)
     logits, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
     assert (logits.shape, logits.dtype) == ((2, 7), jnp.float32)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}

@@ -94,9 +94,11 @@ def test_eager_equals_jit():
     np.testing.assert_allclose(model.apply(variables, x), logits, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_every_parameter_gets_a_gradient(pool):
-    model = VisionTransformer(**TINY, pool=pool)
+@pytest.mark.parametrize(
+    "kind", [{"pool": "cls"}, {"pool": "mean", "registers": 2}, {"pool": "attention"}]
+)
+def test_every_parameter_gets_a_gradient(kind):
+    model = VisionTransformer(**TINY, **kind)
     x = images()
     variables = randomised(model, x)
     grads = jax.jit(jax.grad(lambda v: model.apply(v, x)[:, 1].sum()))(variables)
@@ -181,7 +183,7 @@ def test_images_that_are_not_square():
         ({"image_size": 224, "patch_size": 15}, "got image 224×224, patch_size=15; use 14 or 16"),
         ({"patch_size": 0}, "patch_size must divide .* use 1"),
         ({"width": 16}, "width must be a multiple of num_heads.*use width=15 or 18"),
-        ({"pool": "max"}, "pool must be one of cls, mean: got 'max'"),
+        ({"pool": "max"}, "pool must be one of cls, mean, attention: got 'max'"),
         ({"dropout": 1.0}, r"dropout must be a rate in \[0, 1\)"),
         ({"stochastic_depth": -0.1}, r"stochastic_depth must be a rate in \[0, 1\)"),
     ],
@@ -219,10 +221,19 @@ def follow(model, text, x, **options):
     return jax.jit(lambda variables: model.apply(variables, x, policy=policy, plan=plan))
 
 
-@pytest.mark.parametrize("pool", ["cls", "mean"])
+KINDS = [
+    {"pool": "cls"},
+    {"pool": "mean"},
+    {"pool": "attention"},
+    {"pool": "cls", "registers": 2},
+    {"pool": "mean", "registers": 3, "pre_norm": True},
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("text", ["drop:64", "drop:64@1", "merge:64", "merge:64@1", "cluster:64"])
-def test_a_policy_of_all_patches_changes_nothing(pool, text):
-    model = VisionTransformer(**SMALL, pool=pool)
+def test_a_policy_of_all_patches_changes_nothing(kind, text):
+    model = VisionTransformer(**SMALL, **kind)
     x = pixels()
     variables = randomised(model, x)
     whole = jax.jit(model.apply)(variables, x)
@@ -278,17 +289,16 @@ def test_drop_is_equivariant_to_shuffling_patches_with_their_positions():
     np.testing.assert_allclose(again, logits, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("pool", ["cls", "mean"])
-def test_a_merged_token_counts_as_the_patches_it_stands_for(pool):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_merged_token_counts_as_the_patches_it_stands_for(kind):
     """Where the patches of a block are all alike, merging them must not show at all."""
-    model = VisionTransformer(**SMALL, pool=pool)
+    model = VisionTransformer(**SMALL, **kind)
     x = jax.random.uniform(jax.random.key(0), (2, 4, 4, 3))
     x = jnp.repeat(jnp.repeat(x, 8, 1), 8, 2)  # blocks of one colour
     variables = randomised(model, x)
-    prefix = int(pool == "cls")
-    positions = variables["params"]["pos_embed"][:, prefix:].reshape(1, 8, 8, 12)
+    own, positions = jnp.split(variables["params"]["pos_embed"], [model.positioned], axis=1)
+    positions = positions.reshape(1, 8, 8, 12)
     positions = jnp.repeat(jnp.repeat(positions[:, ::2, ::2], 2, 1), 2, 2).reshape(1, 64, 12)
-    own = variables["params"]["pos_embed"][:, :prefix]
     variables["params"]["pos_embed"] = jnp.concatenate([own, positions], axis=1)
     whole = jax.jit(model.apply)(variables, x)
     for text in ("merge:28", "merge:28@1"):

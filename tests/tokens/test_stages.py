@@ -87,7 +87,7 @@ def test_a_schedule_that_can_not_be_is_refused(text, message):
 
 def test_evit_needs_a_class_token():
     with pytest.raises(ValueError, match="class token"):
-        parse("evit:0.5").counts(VIT._replace(prefix=0))
+        parse("evit:0.5").counts(VIT._replace(prefix=4, has_class_token=False))
 
 
 def test_cluster_joins_by_ward_with_the_attention_received(given):
