@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from bvit.benchmarks.harness import Case, Kind, compute_dtype, on_accelerator
-from bvit.models.attention import PADDING_BIAS, attend, over_queries
+from bvit.models.attention import PADDING_BIAS, attend
+from bvit.models.backends import over_queries
 
 # Of a ViT-S.
 TOKENS, HEADS, HEAD_DIM = 197, 6, 64

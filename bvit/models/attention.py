@@ -9,6 +9,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from bvit.models import backends
+from bvit.models.backends import Heads, Keys
+
 IMPLEMENTATIONS = ("auto", "plain", "cudnn")
 
 # cuDNN's kernel takes heads of a multiple of 8 features, and up to 128 on every GPU that has it.
@@ -18,13 +21,11 @@ HALF = (jnp.bfloat16, jnp.float16)
 # root of MOST_HEAD is within float16.
 PADDING_BIAS = -1000.0
 
-Heads = Float[Array, "n t heads head_dim"]
-
 
 def attend(
     query: Heads,
-    key: Float[Array, "n s heads head_dim"],
-    value: Float[Array, "n s heads head_dim"],
+    key: Keys,
+    value: Keys,
     *,
     mask: Bool[Array, "n s"] | None = None,
     bias: Float[Array, "n s"] | None = None,
@@ -49,12 +50,12 @@ def attend(
     if implementation == "cudnn" and problem:
         raise ValueError(f"attention=cudnn {problem}; use attention=auto or plain.")
     if implementation == "plain" or problem:
-        return plain(*heads, mask=mask, bias=bias)
+        return backends.attention(*heads, mask=mask, bias=bias)
     # A program may still be for another device, as where its operations are counted.
     return lax.platform_dependent(
         *heads,
         cuda=functools.partial(fused, mask=mask, bias=bias),
-        default=functools.partial(plain, mask=mask, bias=bias),
+        default=functools.partial(backends.attention, mask=mask, bias=bias),
     )
 
 
@@ -76,19 +77,6 @@ def _problem(query: Heads, *, folds: bool) -> str:
     if (size := query.shape[-1]) + 2 * folds > MOST_HEAD:
         return f"takes heads of up to {MOST_HEAD - 2 * folds} features here: got {size}"
     return ""
-
-
-def plain(
-    query: Heads, key: Heads, value: Heads, *, mask: Array | None = None, bias: Array | None = None
-) -> Heads:
-    """XLA's own attention."""
-    mask, bias = over_queries(mask), over_queries(bias)
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, bias=bias)
-
-
-def over_queries(x: Array | None) -> Array | None:
-    """One value for each key, [n, s], as [n, heads, queries, keys]."""
-    return None if x is None else x[:, None, None, :]
 
 
 def fused(

@@ -2,7 +2,8 @@
 
 On CPUs XLA multiplies matrices up to twice as fast as it convolves, and two to five times as fast
 as it takes the gradient of a convolution; the gradients of dense layers over several axes and of
-max-pools are slow there as well. What stands in for them here is made of ordinary operations, and
+max-pools are slow there as well, and so are products of attention heads that are not contiguous in
+memory. What stands in for them here is made of ordinary operations, and
 so are all its derivatives. GPUs and TPUs get the plain operations.
 """
 
@@ -14,9 +15,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+Heads = Float[Array, "n t heads head_dim"]
+Keys = Float[Array, "n s heads head_dim"]
 Maps = Float[Array, "n h w c"]
 Kernel = Float[Array, "k k c d"]
 
@@ -82,6 +86,78 @@ def by_token(
         return rows.reshape(*tokens, *rows.shape[1:])
 
     return lax.platform_dependent(x, *weights, cpu=flattened, default=function)
+
+
+def attention(
+    query: Heads,
+    key: Keys,
+    value: Keys,
+    *,
+    mask: Bool[Array, "n s"] | None = None,
+    bias: Float[Array, "n s"] | None = None,
+) -> Heads:
+    """softmax(query·key / √head_dim + bias) · value, for each head; the softmax is in float32.
+
+    Arguments are those of `bvit.models.attention.attend`.
+    """
+
+    def by_xla(query: Heads, key: Keys, value: Keys) -> Heads:
+        extras = {"mask": over_queries(mask), "bias": over_queries(bias)}
+        return jax.nn.dot_product_attention(query, key, value, **extras)
+
+    def by_head(query: Heads, key: Keys, value: Keys) -> Heads:
+        return _attention_by_head(query, key, value, mask, bias)[0]
+
+    return lax.platform_dependent(query, key, value, cpu=by_head, default=by_xla)
+
+
+def attention_with_weights(
+    query: Heads,
+    key: Keys,
+    value: Keys,
+    *,
+    mask: Bool[Array, "n s"] | None = None,
+    bias: Float[Array, "n s"] | None = None,
+) -> tuple[Heads, Float[Array, "n heads t s"]]:
+    """The same as `attention`, and the weights that it gives the values, in float32."""
+
+    def by_xla(query: Heads, key: Keys, value: Keys) -> tuple[Array, Array]:
+        extras = {"mask": over_queries(mask), "bias": over_queries(bias)}
+        weights = nn.dot_product_attention_weights(
+            query, key, **extras, dtype=query.dtype, force_fp32_for_softmax=True
+        ).astype(np.float32)
+        return jnp.einsum("nhqk,nkhd->nqhd", weights.astype(value.dtype), value), weights
+
+    def by_head(query: Heads, key: Keys, value: Keys) -> tuple[Array, Array]:
+        return _attention_by_head(query, key, value, mask, bias)
+
+    return lax.platform_dependent(query, key, value, cpu=by_head, default=by_xla)
+
+
+def over_queries(x: Array | None) -> Array | None:
+    """One value for each key, [n, s], as [n, heads, queries, keys]."""
+    return None if x is None else x[:, None, None, :]
+
+
+def _attention_by_head(
+    query: Heads, key: Keys, value: Keys, mask: Array | None, bias: Array | None
+) -> tuple[Array, Array]:
+    """Attention and its weights, from heads that are contiguous, in float32.
+
+    The products are divided by the sum of the weights, which are many more. With 197 tokens and 32
+    images this takes 0.2 to 0.4 of the time of XLA's attention on 2 cores, its gradient 0.6.
+    """
+    first, second, third = (jnp.swapaxes(x, 1, 2).astype(np.float32) for x in (query, key, value))
+    logits = jnp.matmul(first / np.float32(query.shape[-1] ** 0.5), jnp.swapaxes(second, 2, 3))
+    if bias is not None:
+        logits += over_queries(bias)
+    if mask is not None:
+        logits = jnp.where(over_queries(mask), logits, np.finfo(np.float32).min)
+    # The result does not depend on what is subtracted.
+    raised = jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True)))
+    total = raised.sum(-1, keepdims=True)
+    mixed = jnp.swapaxes(jnp.matmul(raised, third) / total, 1, 2)
+    return mixed.astype(value.dtype), raised / total
 
 
 def max_pool(

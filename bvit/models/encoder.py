@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, DTypeLike, Float
 
 from bvit.models import backends
-from bvit.models.attention import attend, over_queries
+from bvit.models.attention import attend
 from bvit.tokens.policy import Attention as Attended
 from bvit.tokens.policy import Policy, Tokens, ViTShape
 
@@ -62,15 +62,9 @@ class Attention(nn.Module):
         query, key, value = jnp.moveaxis(qkv, -3, 0)
         weights = None
         if self.keep_weights:
-            weights = nn.dot_product_attention_weights(
-                query,
-                key,
-                over_queries(bias),
-                over_queries(mask),
-                dtype=self.dtype,
-                force_fp32_for_softmax=True,
+            mixed, weights = backends.attention_with_weights(
+                query, key, value, mask=mask, bias=bias
             )
-            mixed = jnp.einsum("nhqk,nkhd->nqhd", weights, value)
         else:
             mixed = attend(
                 query, key, value, mask=mask, bias=bias, implementation=self.implementation
@@ -225,7 +219,7 @@ class AttentionPool(nn.Module):
         both = dense(2 * width, name="kv")(x).reshape(*x.shape[:2], 2, self.num_heads, by_head)
         key, value = jnp.moveaxis(both, 2, 0)
         query = jnp.broadcast_to(query, (n, *query.shape[1:]))
-        mixed = nn.dot_product_attention(query, key, value, over_queries(bias), over_queries(mask))
+        mixed = backends.attention(query, key, value, mask=mask, bias=bias)
         pooled = dense(width, name="proj")(mixed.reshape(n, 1, width))
         normed = nn.LayerNorm(self.norm_epsilon, name="norm")(pooled)
         mlp = Mlp(self.hidden, self.activation, 0.0, jnp.float32, name="mlp")

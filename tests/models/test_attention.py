@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bvit import models
-from bvit.models import attention
+from bvit.models import attention, backends
 from bvit.models.attention import attend
 
 # An odd number of tokens, and heads of no multiple of 8 features.
@@ -64,7 +64,7 @@ def fused(monkeypatch):
 @pytest.mark.parametrize("case", ["", "mask", "bias", "mask and bias"])
 def test_both_are_the_formula_up_to_rounding(fused, case, dtype):
     wanted = float64(*heads(dtype), **extras(case))
-    for way in (fused, attention.plain):
+    for way in (fused, backends.attention):
         found = jax.jit(way)(*heads(dtype), **extras(case))
         assert found.dtype == dtype
         close(found, wanted, dtype)
@@ -77,7 +77,7 @@ def test_the_fused_gradient_is_the_plain_one(fused):
 
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*heads(dtype))
 
-    wanted = gradient(attention.plain, jnp.float32)
+    wanted = gradient(backends.attention, jnp.float32)
     for found, want in zip(gradient(fused, jnp.bfloat16), wanted, strict=True):
         np.testing.assert_allclose(found.astype(jnp.float32), want, atol=0.05)
 
@@ -130,3 +130,30 @@ def test_a_model_has_the_setting_and_refuses_others():
     model = models.create("vit_tiny_patch16_224", attention="cudnn")
     with pytest.raises(ValueError, match="attention=cudnn needs .*; use attention=auto or plain"):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("case", ["", "mask", "bias", "mask and bias"])
+def test_the_weights_are_those_of_the_formula(case, dtype):
+    query, key, value = heads(dtype)
+    mixed, weights = jax.jit(backends.attention_with_weights)(query, key, value, **extras(case))
+    assert (mixed.dtype, weights.dtype) == (dtype, jnp.float32)
+    wanted = float64(query, key, value, **extras(case))
+    close(mixed, wanted, dtype)
+    close(jax.jit(backends.attention)(query, key, value, **extras(case)), wanted, dtype)
+    identity = jnp.broadcast_to(jnp.eye(7)[:, None], (2, 7, 3, 7))
+    close(jnp.moveaxis(weights, 2, 1), float64(query, key, identity, **extras(case)), dtype)
+
+
+def test_the_gradient_is_that_of_xlas_attention():
+    def gradient(way, **extras):
+        def loss(*heads):
+            return jnp.sum(jnp.sin(way(*heads, **extras)))
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*heads(jnp.float32))
+
+    given = extras("mask and bias")
+    whole = {name: backends.over_queries(x) for name, x in given.items()}
+    wanted = gradient(jax.nn.dot_product_attention, **whole)
+    for found, one in zip(gradient(backends.attention, **given), wanted, strict=True):
+        np.testing.assert_allclose(found, one, rtol=1e-4, atol=1e-6)
