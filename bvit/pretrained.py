@@ -142,7 +142,7 @@ def _model(name: str, source: str) -> tuple[str, int]:
         if not name:
             raise ValueError(
                 f"the name of {source} does not begin with that of a model: give that too, for a "
-                f"command with --model=NAME. There are {', '.join(models.MODELS)}."
+                f"command with --model=NAME. Choose from {models.SOME}."
             )
     plain = name.partition(".")[0]  # behind the dot timm has how the weights were trained
     size = SIZE.search(plain)

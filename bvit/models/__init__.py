@@ -106,6 +106,12 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "deit_base_distilled_patch16_224": partial(_base, patch_size=16, distilled=True),
 }
 
+# For errors: the names are too many for one.
+SOME = (
+    "bvit.models.MODELS, such as resnet50, vgg19, googlenet, vit_tiny_patch16_224 or "
+    "deit_small_patch16_224"
+)
+
 
 def is_vit(name: str) -> bool:
     """Whether a key of `MODELS` is a ViT, which is made for one size of images."""
@@ -130,20 +136,19 @@ def create(name: str, *, num_classes: int = 1000, **overrides) -> nn.Module:
       ValueError: no such model, no such override, or values that do not fit together.
     """
     if name not in MODELS:
-        raise ValueError(f"no model is called {short(name)}; {_suggest(name, MODELS)}")
+        raise ValueError(f"no model is called {short(name)}; {_suggest(name, MODELS, SOME)}")
     constructor = MODELS[name]
     # Linen adds `parent` and `name` to every module; they are not the caller's to set.
     fields = {f.name for f in dataclasses.fields(constructor.func)} - {"parent", "name"}
     for override in overrides:
         if override not in fields:
-            raise ValueError(f"{name} has no option {override!r}; {_suggest(override, fields)}")
+            every = ", ".join(sorted(fields))
+            raise ValueError(
+                f"{name} has no option {override!r}; {_suggest(override, fields, every)}"
+            )
     return constructor(num_classes=num_classes, **overrides)
 
 
-def _suggest(wrong: str, names: Iterable[str]) -> str:
+def _suggest(wrong: str, names: Iterable[str], otherwise: str) -> str:
     close = difflib.get_close_matches(wrong, names)
-    return (
-        f"did you mean {' or '.join(close)}?"
-        if close
-        else f"choose from {', '.join(sorted(names))}."
-    )
+    return f"did you mean {' or '.join(close)}?" if close else f"choose from {otherwise}."
