@@ -65,6 +65,16 @@ def _stack(program: Program, equation: JaxprEqn, *inputs: Value) -> Value:
     return Value(program.add("Concat", *parts, axis=axis), shape_of(equation.outvars[0]))
 
 
+@OPERATORS.add("unstack")
+def _unstack(program: Program, equation: JaxprEqn, x: Value) -> list[Value]:
+    axis = int(equation.params["axis"])
+    one = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
+    return [
+        program.reshape(_sliced(program, x, one, {axis: (i, i + 1, 1)}), shape_of(variable))
+        for i, variable in enumerate(equation.outvars)
+    ]
+
+
 @OPERATORS.add("pad")
 def _pad(program: Program, equation: JaxprEqn, x: Value, filling: Value) -> Value:
     low, high, between = zip(*equation.params["padding_config"], strict=True)
